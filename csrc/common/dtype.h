@@ -1,0 +1,85 @@
+// Storage types of the kernels and their conversion to the type that sums are kept in.
+//
+// float16 and bfloat16 are plain bit holders: kernels never compute in them. A value is widened to
+// float, and rounded to nearest even once, when it is stored.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "host_device.h"
+#if defined(__CUDACC__)
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#endif
+
+namespace effops {
+
+struct bf16 {
+  uint16_t bits;
+};
+struct f16 {
+  uint16_t bits;
+};
+
+// The type a storage type is accumulated in: float, and double for double.
+template <typename T>
+struct AccumulatorOf {
+  using type = float;
+};
+template <>
+struct AccumulatorOf<double> {
+  using type = double;
+};
+template <typename T>
+using accumulator_t = typename AccumulatorOf<T>::type;
+
+template <typename To, typename From>
+EFFOPS_HD To bit_cast(From value) {
+  static_assert(sizeof(To) == sizeof(From), "bit_cast needs equal sizes");
+  To result;
+  memcpy(&result, &value, sizeof(To));
+  return result;
+}
+
+EFFOPS_HD float widen(float value) { return value; }
+EFFOPS_HD double widen(double value) { return value; }
+EFFOPS_HD float widen(bf16 value) { return bit_cast<float>(static_cast<uint32_t>(value.bits) << 16); }
+EFFOPS_HD float widen(f16 value) {
+#if defined(__CUDACC__)
+  return __half2float(bit_cast<__half>(value));
+#else
+  return static_cast<float>(bit_cast<_Float16>(value));
+#endif
+}
+
+template <typename T>
+struct Narrow {
+  static EFFOPS_HD T from(accumulator_t<T> value) { return static_cast<T>(value); }
+};
+template <>
+struct Narrow<bf16> {
+  static EFFOPS_HD bf16 from(float value) {
+    const uint32_t bits = bit_cast<uint32_t>(value);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return {0x7fc0};  // NaN stays NaN
+    return {static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
+  }
+};
+template <>
+struct Narrow<f16> {
+  static EFFOPS_HD f16 from(float value) {
+#if defined(__CUDACC__)
+    return bit_cast<f16>(__float2half_rn(value));
+#else
+    return bit_cast<f16>(static_cast<_Float16>(value));
+#endif
+  }
+};
+
+// Rounds an accumulator to the storage type T.
+template <typename T>
+EFFOPS_HD T narrow(accumulator_t<T> value) {
+  return Narrow<T>::from(value);
+}
+
+}  // namespace effops
