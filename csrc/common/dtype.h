@@ -22,6 +22,10 @@ struct f16 {
   uint16_t bits;
 };
 
+// The storage types by number, for interfaces that cannot be templates.
+enum class FloatType : int { kFloat = 0, kDouble = 1, kBFloat16 = 2, kHalf = 3 };
+constexpr int kNumFloatTypes = 4;
+
 // The type a storage type is accumulated in: float, and double for double.
 template <typename T>
 struct AccumulatorOf {
@@ -61,8 +65,9 @@ template <>
 struct Narrow<bf16> {
   static EFFOPS_HD bf16 from(float value) {
     const uint32_t bits = bit_cast<uint32_t>(value);
-    if ((bits & 0x7fffffffu) > 0x7f800000u) return {0x7fc0};  // NaN stays NaN
-    return {static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
+    const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    const bool is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
+    return {static_cast<uint16_t>(is_nan ? 0x7fc0u : rounded)};
   }
 };
 template <>

@@ -1,0 +1,170 @@
+// Vectors of the widest registers of the instruction set a file is compiled for, by the compiler's
+// vector extensions: + - * / comparisons, `mask ? a : b` and int/float conversion work as written.
+//
+// Everything is in an unnamed namespace and always inlined: files compiled with different -m flags must
+// not share an inline function, or the linker could pick the AVX-512 copy for every processor.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include <utility>
+
+#include "dtype.h"
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace effops::simd {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+// Vec<T>: one register of T (float or double), its lanes and the integer vector of the same width, which
+// comparisons give (all bits of a lane set = true).
+template <typename T>
+struct Vec;
+template <>
+struct Vec<float> {
+  typedef float type __attribute__((vector_size(kVectorBytes)));
+  typedef int32_t mask __attribute__((vector_size(kVectorBytes)));
+  using integer = int32_t;
+  static constexpr int lanes = kVectorBytes / 4;
+};
+template <>
+struct Vec<double> {
+  typedef double type __attribute__((vector_size(kVectorBytes)));
+  typedef int64_t mask __attribute__((vector_size(kVectorBytes)));
+  using integer = int64_t;
+  static constexpr int lanes = kVectorBytes / 8;
+};
+
+#define EFFOPS_INLINE __attribute__((always_inline)) inline
+
+template <typename V, typename T>
+EFFOPS_INLINE V load(const T* pointer) {
+  V result;
+  memcpy(&result, pointer, sizeof(V));
+  return result;
+}
+
+template <typename V, typename T>
+EFFOPS_INLINE void store(T* pointer, V value) {
+  memcpy(pointer, &value, sizeof(V));
+}
+
+template <typename T>
+EFFOPS_INLINE typename Vec<T>::type broadcast(T value) {
+  return typename Vec<T>::type{} + value;
+}
+
+// Loads one register of accumulators from storage of any floating type.
+EFFOPS_INLINE Vec<float>::type load_wide(const float* p) { return load<Vec<float>::type>(p); }
+EFFOPS_INLINE Vec<double>::type load_wide(const double* p) { return load<Vec<double>::type>(p); }
+#if defined(__AVX512F__)
+EFFOPS_INLINE Vec<float>::type load_wide(const bf16* p) {
+  const __m512i bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
+}
+EFFOPS_INLINE Vec<float>::type load_wide(const f16* p) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+#elif defined(__AVX2__)
+EFFOPS_INLINE Vec<float>::type load_wide(const bf16* p) {
+  const __m256i bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(bits, 16));
+}
+EFFOPS_INLINE Vec<float>::type load_wide(const f16* p) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+#else
+template <typename T>
+EFFOPS_INLINE Vec<float>::type load_wide(const T* p) {
+  Vec<float>::type result;
+  for (int i = 0; i < Vec<float>::lanes; ++i) result[i] = widen(p[i]);
+  return result;
+}
+#endif
+
+// The first four lanes of a sum over groups of four neighbouring lanes.
+template <typename T, int Lanes, typename V, size_t... I>
+EFFOPS_INLINE auto half_of(V v, int, std::index_sequence<I...>) {
+  return __builtin_shufflevector(v, v, I...) + __builtin_shufflevector(v, v, (I + Lanes / 2)...);
+}
+template <typename T, int Lanes, typename V>
+EFFOPS_INLINE auto fold_to_four(V v) {
+  if constexpr (Lanes <= 4) {
+    return v;
+  } else {
+    return fold_to_four<T, Lanes / 2>(half_of<T, Lanes>(v, 0, std::make_index_sequence<Lanes / 2>{}));
+  }
+}
+
+// out[i] = sum of the lanes of the i-th vector, for four vectors at once (a transposing reduction).
+template <size_t... I>
+EFFOPS_INLINE void sum_four(Vec<float>::type a, Vec<float>::type b, Vec<float>::type c, Vec<float>::type d,
+                            float* out, std::index_sequence<I...>) {
+  constexpr int n = Vec<float>::lanes;
+  // Within each group of four lanes: (a0 b0 a1 b1) + (a2 b2 a3 b3), then (a b c d).
+  constexpr auto interleave = [](int i, int high) { return i / 4 * 4 + i % 4 / 2 + 2 * high + (i % 2) * n; };
+  constexpr auto join = [](int i, int high) { return i / 4 * 4 + i % 2 + 2 * high + (i % 4 / 2) * n; };
+  const auto ab = __builtin_shufflevector(a, b, interleave(I, 0)...) +
+                  __builtin_shufflevector(a, b, interleave(I, 1)...);
+  const auto cd = __builtin_shufflevector(c, d, interleave(I, 0)...) +
+                  __builtin_shufflevector(c, d, interleave(I, 1)...);
+  const auto abcd = __builtin_shufflevector(ab, cd, join(I, 0)...) +
+                    __builtin_shufflevector(ab, cd, join(I, 1)...);
+  store(out, fold_to_four<float, n>(abcd));
+}
+EFFOPS_INLINE void sum_four(Vec<float>::type a, Vec<float>::type b, Vec<float>::type c, Vec<float>::type d,
+                            float* out) {
+  sum_four(a, b, c, d, out, std::make_index_sequence<Vec<float>::lanes>{});
+}
+EFFOPS_INLINE void sum_four(Vec<double>::type a, Vec<double>::type b, Vec<double>::type c,
+                            Vec<double>::type d, double* out) {
+  const Vec<double>::type all[4] = {a, b, c, d};
+  for (int k = 0; k < 4; ++k) {
+    double total = 0;
+    for (int i = 0; i < Vec<double>::lanes; ++i) total += all[k][i];
+    out[k] = total;
+  }
+}
+
+// Every second lane of two neighbouring registers: lanes 0, 2, 4, ... or, with Odd = 1, lanes 1, 3, 5, ...
+template <int Odd, typename V, size_t... I>
+EFFOPS_INLINE V every_second(V a, V b, std::index_sequence<I...>) {
+  return __builtin_shufflevector(a, b, (2 * I + Odd)...);
+}
+template <int Odd, typename T, typename V>
+EFFOPS_INLINE V every_second(V a, V b) {
+  return every_second<Odd>(a, b, std::make_index_sequence<Vec<T>::lanes>{});
+}
+
+// Splits (x0 y0 x1 y1 ...) into x and y, one register each.
+template <typename T, typename V>
+EFFOPS_INLINE void split_pairs(const T* pairs, V& x, V& y) {
+  const V a = load<V>(pairs), b = load<V>(pairs + Vec<T>::lanes);
+  x = every_second<0, T>(a, b);
+  y = every_second<1, T>(a, b);
+}
+
+// Splits (a0 b0 c0 d0 a1 b1 ...) into four registers.
+template <typename T, typename V>
+EFFOPS_INLINE void split_quads(const T* quads, V (&out)[4]) {
+  V even[2], odd[2];
+  for (int half = 0; half < 2; ++half) split_pairs(quads + half * 2 * Vec<T>::lanes, even[half], odd[half]);
+  out[0] = every_second<0, T>(even[0], even[1]);
+  out[1] = every_second<0, T>(odd[0], odd[1]);
+  out[2] = every_second<1, T>(even[0], even[1]);
+  out[3] = every_second<1, T>(odd[0], odd[1]);
+}
+
+}  // namespace
+}  // namespace effops::simd

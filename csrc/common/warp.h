@@ -1,0 +1,122 @@
+// What kernels need beyond plain C++: vector access, vector atomics and warp exchange.
+// Bodies for nvcc use intrinsics and PTX; the others serve the simulator (g++).
+#pragma once
+
+#include <cstdint>
+
+#include "dtype.h"
+#include "host_device.h"
+
+namespace effops {
+
+constexpr int kWarpSize = 32;
+constexpr uint32_t kFullWarp = 0xffffffffu;
+
+// N consecutive elements, moved by one instruction of at most 16 bytes.
+template <typename T, int N>
+struct alignas(sizeof(T) * N) Pack {
+  static_assert(sizeof(T) * N <= 16, "one access moves at most 16 bytes");
+  T data[N];
+};
+
+// Elements of one 16-byte access.
+template <typename T>
+constexpr int kPackSize = 16 / static_cast<int>(sizeof(T));
+
+#if defined(__CUDACC__)
+template <int kBytes>
+struct WordOf;
+template <>
+struct WordOf<16> {
+  using type = uint4;
+};
+template <>
+struct WordOf<8> {
+  using type = uint2;
+};
+template <>
+struct WordOf<4> {
+  using type = unsigned int;
+};
+template <>
+struct WordOf<2> {
+  using type = unsigned short;
+};
+#endif
+
+// Reads data that no thread writes during the kernel. `address` is aligned to the whole pack.
+template <int N, typename T>
+EFFOPS_DEVICE Pack<T, N> load_pack(const T* address) {
+#if defined(__CUDACC__)
+  using Word = typename WordOf<sizeof(T) * N>::type;
+  return bit_cast<Pack<T, N>>(__ldg(reinterpret_cast<const Word*>(address)));
+#else
+  return *reinterpret_cast<const Pack<T, N>*>(address);
+#endif
+}
+
+// The same for data read once: it is the first to leave the caches.
+template <int N, typename T>
+EFFOPS_DEVICE Pack<T, N> load_pack_once(const T* address) {
+#if defined(__CUDACC__)
+  using Word = typename WordOf<sizeof(T) * N>::type;
+  return bit_cast<Pack<T, N>>(__ldcs(reinterpret_cast<const Word*>(address)));
+#else
+  return *reinterpret_cast<const Pack<T, N>*>(address);
+#endif
+}
+
+// Writes data that this kernel does not read again.
+template <int N, typename T>
+EFFOPS_DEVICE void store_pack_once(T* address, const Pack<T, N>& pack) {
+#if defined(__CUDACC__)
+  using Word = typename WordOf<sizeof(T) * N>::type;
+  __stcs(reinterpret_cast<Word*>(address), bit_cast<Word>(pack));
+#else
+  *reinterpret_cast<Pack<T, N>*>(address) = pack;
+#endif
+}
+
+// address[i] += values[i], each element atomically, without an answer. sm_90 has vector reductions: one
+// operation in the L2 cache in place of four. `address` is aligned to N elements, at most 16 bytes.
+template <int N>
+EFFOPS_DEVICE void add_atomically(float* address, const float (&values)[N]) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  if constexpr (N % 4 == 0) {
+#pragma unroll
+    for (int i = 0; i < N; i += 4) {
+      asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(address + i),
+                   "f"(values[i]), "f"(values[i + 1]), "f"(values[i + 2]), "f"(values[i + 3]));
+    }
+    return;
+  }
+#endif
+#pragma unroll
+  for (int i = 0; i < N; ++i) atomicAdd(address + i, values[i]);
+}
+
+template <int N>
+EFFOPS_DEVICE void add_atomically(double* address, const double (&values)[N]) {
+#pragma unroll
+  for (int i = 0; i < N; ++i) atomicAdd(address + i, values[i]);
+}
+
+// Two values per lane in, one out: lanes whose bit `offset` is clear get the sum of `low` over both lanes
+// of the pair, the others that of `high`. One exchange does the work of two butterfly steps.
+template <typename A>
+EFFOPS_DEVICE A transpose_add(A low, A high, int offset, int lane) {
+  const bool upper = (lane & offset) != 0;
+  const A kept = upper ? high : low, sent = upper ? low : high;
+  return kept + __shfl_xor_sync(kFullWarp, sent, offset);
+}
+
+// Index of the lowest set bit of a non-zero word.
+EFFOPS_DEVICE int lowest_bit(uint32_t bits) {
+#if defined(__CUDACC__)
+  return __ffs(static_cast<int>(bits)) - 1;
+#else
+  return __builtin_ctz(bits);
+#endif
+}
+
+}  // namespace effops

@@ -1,0 +1,133 @@
+"""Bilinear reads at computed points, on one map or on every map of a pyramid.
+
+Pixel (column i, row j) of a map has its centre at x = i, y = j; normalised coordinates are turned
+into pixels with align_corners=False:  x = loc_x * W - 0.5,  y = loc_y * H - 0.5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+IntOrTensor = int | Tensor
+
+
+class Pyramid(NamedTuple):
+    """A list of maps as one table of pixels: pixel (x, y) of map l is row start[l] + y * width[l] + x."""
+
+    rows: Tensor  # [B, S, C], S = sum(H_l * W_l)
+    height: Tensor  # [L] int64
+    width: Tensor  # [L] int64
+    start: Tensor  # [L] int64
+
+
+def to_pixels(xy: Tensor, height: IntOrTensor, width: IntOrTensor) -> tuple[Tensor, Tensor]:
+    """Normalised coordinates [..., 2] to pixel coordinates x and y, each [...]."""
+    return xy[..., 0] * width - 0.5, xy[..., 1] * height - 0.5
+
+
+def is_active(x: Tensor, y: Tensor, height: IntOrTensor, width: IntOrTensor) -> Tensor:
+    """Whether a point has a corner inside the map: -1 < x < W and -1 < y < H. NaN and Inf do not."""
+    return (x > -1) & (x < width) & (y > -1) & (y < height)
+
+
+def sample(
+    read: Callable[[Tensor], Tensor],
+    x: Tensor,
+    y: Tensor,
+    height: IntOrTensor,
+    width: IntOrTensor,
+    active: Tensor,
+) -> Tensor:
+    """Bilinear interpolation; corners outside the map read as 0, and so does every inactive point.
+
+    v(x, y) = (1-fx)(1-fy) v[y0, x0] + fx(1-fy) v[y0, x0+1] + (1-fx)fy v[y0+1, x0] + fx fy v[y0+1, x0+1]
+
+    with x0 = floor(x), fx = x - x0 and the same in y. What is not read is masked before any product,
+    so that its NaN or Inf reaches neither the result nor a gradient.
+
+    Args:
+        read: the vectors [..., C] at pixels y * width + x, an int64 tensor [...] of pixels in the map.
+        x, y: pixel coordinates; they, height, width and active broadcast to the shape [...] of points.
+        height, width: size of the map of each point.
+        active: bool; where False, x and y may be anything.
+
+    Returns:
+        [..., C]
+    """
+    x = torch.where(active, x, 0.0)
+    y = torch.where(active, y, 0.0)
+    x0 = x.detach().floor().long()
+    y0 = y.detach().floor().long()
+    fx, fy = x - x0, y - y0
+
+    def corner(column: Tensor, row: Tensor, weight: Tensor) -> Tensor:
+        inside = active & (column >= 0) & (column < width) & (row >= 0) & (row < height)
+        pixel = torch.where(inside, row * width + column, 0)
+        return weight[..., None] * torch.where(inside[..., None], read(pixel), 0.0)
+
+    return (
+        corner(x0, y0, (1 - fx) * (1 - fy))
+        + corner(x0 + 1, y0, fx * (1 - fy))
+        + corner(x0, y0 + 1, (1 - fx) * fy)
+        + corner(x0 + 1, y0 + 1, fx * fy)
+    )
+
+
+def flatten_pyramid(op: str, pyramid: Sequence[Tensor], dtype: torch.dtype) -> Pyramid:
+    """Check the maps [B, C, H_l, W_l] of a pyramid and lay them out as one table, in `dtype`."""
+    check_pyramid(op, pyramid)
+    sizes = torch.tensor([feature.shape[2:] for feature in pyramid], device=pyramid[0].device)
+    height, width = sizes.unbind(1)
+    area = height * width
+    rows = torch.cat([feature.to(dtype).flatten(2) for feature in pyramid], dim=2)
+    return Pyramid(rows.transpose(1, 2), height, width, area.cumsum(0) - area)
+
+
+def check_pyramid(op: str, pyramid: Sequence[Tensor]) -> None:
+    """At least one map; all of one batch size, channel count and floating dtype; no map of size 0."""
+    if not pyramid:
+        raise ValueError(f"{op}: pyramid must hold at least one map")
+    for index, feature in enumerate(pyramid):
+        name = f"pyramid[{index}]"
+        check_floating(op, name, feature)
+        check_shape(op, name, feature, "[B, C, H, W]", (*pyramid[0].shape[:2], None, None))
+        if feature.dtype != pyramid[0].dtype:
+            raise TypeError(f"{op}: {name} must be {pyramid[0].dtype} like pyramid[0], got {feature.dtype}")
+        if feature.shape[2] == 0 or feature.shape[3] == 0:
+            raise ValueError(f"{op}: {name} must have H > 0 and W > 0, got {tuple(feature.shape)}")
+
+
+def check_ids(op: str, name: str, ids: Tensor, end: int) -> None:
+    """Ids must be int64 in [0, end)."""
+    if ids.dtype != torch.int64:
+        raise TypeError(f"{op}: {name} must be torch.int64, got {ids.dtype}")
+    wrong = ids[(ids < 0) | (ids >= end)]
+    if wrong.numel() > 0:
+        raise ValueError(f"{op}: {name} must lie in [0, {end}), got {int(wrong[0])}")
+
+
+def check_floating(op: str, name: str, tensor: Tensor) -> None:
+    if not tensor.is_floating_point():
+        raise TypeError(f"{op}: {name} must be a floating-point tensor, got {tensor.dtype}")
+
+
+def check_shape(op: str, name: str, tensor: Tensor, layout: str, sizes: Sequence[int | None]) -> None:
+    """The rank and the sizes of a tensor; None matches any size."""
+    shape = tuple(tensor.shape)
+    if len(shape) != len(sizes):
+        raise ValueError(f"{op}: {name} must have shape {layout}, got {shape}")
+    if any(want is not None and got != want for got, want in zip(shape, sizes, strict=True)):
+        expected = ", ".join("*" if want is None else str(want) for want in sizes)
+        raise ValueError(f"{op}: {name} must have shape {layout} = [{expected}], got {shape}")
+
+
+def compute_dtype(*tensors: Tensor) -> torch.dtype:
+    """The dtype to compute in: the promoted dtype of the inputs, at least float32."""
+    dtype = torch.float32
+    for tensor in tensors:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return dtype
