@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "dtype.h"
 #include "host_device.h"
@@ -66,6 +67,25 @@ EFFOPS_DEVICE Pack<T, N> load_pack_once(const T* address) {
 #endif
 }
 
+template <typename T, int N>
+EFFOPS_DEVICE void widen_pack(const Pack<T, N>& pack, accumulator_t<T> (&values)[N]) {
+  if constexpr (std::is_same_v<T, bf16> && N % 2 == 0) {
+    // Whole words: one shift or mask per element, where taking out 16 bits first would be two operations.
+    struct Words {
+      uint32_t word[N / 2];
+    };
+    const Words words = bit_cast<Words>(pack);
+#pragma unroll
+    for (int i = 0; i < N / 2; ++i) {
+      values[2 * i] = bit_cast<float>(words.word[i] << 16);
+      values[2 * i + 1] = bit_cast<float>(words.word[i] & 0xffff0000u);
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < N; ++i) values[i] = widen(pack.data[i]);
+  }
+}
+
 // Writes data that this kernel does not read again.
 template <int N, typename T>
 EFFOPS_DEVICE void store_pack_once(T* address, const Pack<T, N>& pack) {
@@ -82,17 +102,23 @@ EFFOPS_DEVICE void store_pack_once(T* address, const Pack<T, N>& pack) {
 template <int N>
 EFFOPS_DEVICE void add_atomically(float* address, const float (&values)[N]) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  if constexpr (N % 4 == 0) {
+  constexpr int kVectors = N / 4;
+#else
+  constexpr int kVectors = 0;
+#endif
+#if defined(__CUDACC__)
+  if constexpr (kVectors > 0) {
 #pragma unroll
-    for (int i = 0; i < N; i += 4) {
+    for (int i = 0; i < 4 * kVectors; i += 4) {
       asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(address + i),
                    "f"(values[i]), "f"(values[i + 1]), "f"(values[i + 2]), "f"(values[i + 3]));
     }
-    return;
   }
 #endif
+  if constexpr (4 * kVectors < N) {
 #pragma unroll
-  for (int i = 0; i < N; ++i) atomicAdd(address + i, values[i]);
+    for (int i = 4 * kVectors; i < N; ++i) atomicAdd(address + i, values[i]);
+  }
 }
 
 template <int N>

@@ -14,29 +14,36 @@ struct ForwardArguments {
 };
 
 // sums += the values at `kPoints` points, received from the lanes `source`, `source + 1`, ... All loads
-// are issued before the first use. Inactive points are not read: 0 * NaN is not 0.
-template <int kPoints, typename T, int kVector, bool kWide, typename A>
-EFFOPS_DEVICE void add_points(const SharedPoint<A, kWide>& own, int source, const T* value,
-                              uint64_t row_stride, bool has_channels, A (&sums)[kVector]) {
-  SharedPoint<A, kWide> points[kPoints];
+// are issued before the first use. Inactive points are skipped, not weighted by 0: 0 * NaN is NaN.
+template <int kPoints, typename T, int kVector, typename A>
+EFFOPS_DEVICE void add_points(const SharedPoint<A>& own, int source, const T* value, uint32_t row_bytes,
+                              bool has_channels, A (&sums)[kVector]) {
+  SharedPoint<A> points[kPoints];
   Pack<T, kVector> corners[kPoints][4];
-#pragma unroll
-  for (int u = 0; u < kPoints; ++u) points[u] = own.from_lane(source + u);
+  bool wanted[kPoints];
 #pragma unroll
   for (int u = 0; u < kPoints; ++u) {
-    const bool wanted = points[u].rows.active() && has_channels;
+    points[u] = own.from_lane(source + u);
+    wanted[u] = points[u].rows.active() && has_channels;
+  }
 #pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      corners[u][k] = load_pack_if<kVector>(wanted, value + points[u].rows.row(k) * row_stride);
+  for (int u = 0; u < kPoints; ++u) {
+    if (wanted[u]) {
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        corners[u][k] = load_pack<kVector>(row_address(value, points[u].rows.row(k), row_bytes));
+      }
     }
   }
 #pragma unroll
   for (int u = 0; u < kPoints; ++u) {
+    if (wanted[u]) {
 #pragma unroll
-    for (int k = 0; k < 4; ++k) {
+      for (int k = 0; k < 4; ++k) {
+        A corner[kVector];
+        widen_pack(corners[u][k], corner);
 #pragma unroll
-      for (int c = 0; c < kVector; ++c) {
-        sums[c] += points[u].weight[k] * widen(corners[u][k].data[c]);
+        for (int c = 0; c < kVector; ++c) sums[c] += points[u].weight[k] * corner[c];
       }
     }
   }
@@ -50,46 +57,47 @@ EFFOPS_DEVICE void add_points(const SharedPoint<A, kWide>& own, int source, cons
 // e_value through the first-level cache. Example: B = 2, Q = S = 22223, M = 8, D = 32, L = P = 4 on an
 // H100 (132 SM at 1.755 GHz): 159 MB and 2.91 GB in float32, 48 us of device memory and 98 us of
 // first-level cache: bound by that cache. bfloat16: 31 us and 49 us.
-// Limits: L P < 2^31; with kVector > 1 those of fits_vector_kernels and 16-byte aligned arrays.
+// Limits: fits_kernels; with kVector > 1 also D % kVector == 0, 16-byte aligned arrays and a grid of
+// tiling.works blocks.
 template <typename T, int kVector>
-__global__ void __launch_bounds__(kThreads, kMinBlocks) ms_deform_attn_forward_kernel(ForwardArguments<T> arguments) {
-  constexpr bool kWide = kVector == 1;
+__global__ void __launch_bounds__(kThreads, kMinBlocks<T>)
+    ms_deform_attn_forward_kernel(ForwardArguments<T> arguments) {
   using A = accumulator_t<T>;
   EFFOPS_DYNAMIC_SHARED(Level, levels);
   fill_levels(arguments.points.pyramid, levels);
   const Tiling& tiling = arguments.tiling;
-  const int lanes = 1 << tiling.lanes_log2;
-  const int total_points = arguments.points.total_points;
-  const auto row_stride = static_cast<place_index_t<kWide>>(tiling.heads * tiling.channels);
-  for (int64_t work = blockIdx.x; work < tiling.works; work += gridDim.x) {
-    const Place<place_index_t<kWide>> place(tiling, work);
-    const int64_t query_index = place.query_index(tiling);
+  const int lanes = 1 << tiling.lanes_log2, total_points = arguments.points.total_points;
+  const int64_t row_elements = tiling.heads * tiling.channels;
+  int64_t work = blockIdx.x;
+  do {
+    const Place<work_index_t<kVector>> place(tiling, static_cast<work_index_t<kVector>>(work));
     const bool has_query = place.query < tiling.queries;
-    for (int64_t channel = place.group_lane * kVector; channel - place.group_lane * kVector < tiling.channels;
-         channel += lanes * kVector) {
-      const T* value = arguments.value + channel + static_cast<int64_t>(place.head) * tiling.channels +
-                       static_cast<int64_t>(place.image) * arguments.points.pyramid.rows * row_stride;
+    const T* image = arguments.value + place.image * arguments.points.pyramid.rows * row_elements;
+    for (int32_t turn = 0; turn < tiling.channels; turn += lanes * kVector) {
+      const int32_t channel = turn + place.group_lane * kVector;
       const bool has_channels = channel < tiling.channels;
+      const T* value = image + place.head * tiling.channels + channel;
       A sums[kVector] = {};
       for (int32_t first = 0; first < total_points; first += lanes) {
-        SharedPoint<A, kWide> own;
+        SharedPoint<A> own;
         PointDetails<A> details;
         const int32_t index = first + place.group_lane;
-        locate_point(arguments.points, levels, query_index * total_points, index,
+        locate_point(arguments.points, levels, place.query_row * total_points, index,
                      has_query && index < total_points, own, details);
-        const int count = total_points - first < lanes ? total_points - first : lanes;
-        for (int j = 0; j < count; j += 2) {
-          add_points<2>(own, place.first_lane + j, value, row_stride, has_channels, sums);
+        const int end = place.first_lane + (total_points - first < lanes ? total_points - first : lanes);
+        for (int source = place.first_lane; source < end; source += 2) {
+          add_points<2>(own, source, value, tiling.row_bytes, has_channels, sums);
         }
       }
       if (has_query && has_channels) {
         Pack<T, kVector> result;
 #pragma unroll
         for (int c = 0; c < kVector; ++c) result.data[c] = narrow<T>(sums[c]);
-        store_pack_once(arguments.output + query_index * tiling.channels + channel, result);
+        store_pack_once(arguments.output + place.query_row * tiling.channels + channel, result);
       }
     }
-  }
+    work += gridDim.x;
+  } while (kVector == 1 && work < tiling.works);
 }
 
 }  // namespace effops::sampling

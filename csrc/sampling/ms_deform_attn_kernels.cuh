@@ -17,8 +17,9 @@
 
 namespace effops::sampling {
 
-constexpr int kThreads = 256;
-constexpr int kMinBlocks = 2;
+constexpr int kThreads = 128;
+template <typename T>
+constexpr int kMinBlocks = sizeof(T) == 8 ? 3 : 4;  // per multiprocessor: up to 168 or 128 registers
 constexpr int kLevelsByValue = 16;  // levels that travel in the kernel's arguments
 constexpr int kSharedLevels = 256;  // levels that fit the blocks' shared memory; beyond, `table` is used
 
@@ -46,10 +47,12 @@ struct PointArguments {
 
 // How the work is cut: blocks take (image, head, tile of queries), tiles first.
 struct Tiling {
-  int64_t heads, queries, channels;
-  int64_t tiles;  // per head
-  int64_t works;  // images * heads * tiles
-  int32_t lanes_log2;
+  int64_t heads, queries;
+  int64_t tiles;       // of queries, per head
+  int64_t works;       // images * heads * tiles
+  int32_t channels;
+  uint32_t row_bytes;  // of value: heads * channels elements
+  int32_t lanes_log2;  // lanes of a group
 };
 
 // ---------------------------------------------------------------------------------------------- levels
@@ -206,60 +209,69 @@ EFFOPS_DEVICE void locate_point(const PointArguments<T>& arguments, const Level*
 
 // ------------------------------------------------------------------------------------------- geometry
 
-// Lanes of a group: enough for all channels, if 32 are; at least `minimum`.
-inline int32_t group_lanes_log2(int64_t channels, int vector, int minimum_log2) {
-  int32_t log2 = minimum_log2;
-  while (log2 < 5 && (int64_t{vector} << log2) < channels) ++log2;
-  return log2;
+// What the kernels count in 32 bits: rows of an image, bytes of a row, points of a query.
+inline bool fits_kernels(const MsDeformAttnShape& shape) {
+  constexpr int64_t k31 = int64_t{1} << 31;
+  return shape.rows < 2 * k31 && shape.levels < k31 && shape.points < k31 &&
+         shape.levels * shape.points < k31 && shape.heads < k31 && shape.channels < k31 &&
+         shape.heads * shape.channels < 2 * k31 / static_cast<int64_t>(sizeof(double));
 }
 
-inline Tiling make_tiling(const MsDeformAttnShape& shape, int vector, int minimum_log2) {
-  Tiling tiling{shape.heads, shape.queries, shape.channels, 0, 0,
-                group_lanes_log2(shape.channels, vector, minimum_log2)};
-  const int64_t queries_per_block = kThreads >> tiling.lanes_log2;
-  tiling.tiles = (shape.queries + queries_per_block - 1) / queries_per_block;
-  tiling.works = shape.batch * shape.heads * tiling.tiles;
-  return tiling;
-}
-
-// Whether the vector kernels, which count rows and blocks in 32 bits, can take this shape. Alignment of
-// the pointers to 16 bytes is the caller's part.
+// Groups are wide enough for all channels, if 32 lanes are, and have at least 1 << minimum_log2 lanes.
 template <typename T>
-bool fits_vector_kernels(const MsDeformAttnShape& shape, const Tiling& tiling) {
-  return shape.channels % kPackSize<T> == 0 && shape.rows < kNarrowRows &&
-         shape.heads * shape.channels < (int64_t{1} << 28) && tiling.works < (int64_t{1} << 31);
+Tiling make_tiling(const MsDeformAttnShape& shape, int vector, int minimum_log2) {
+  int32_t lanes_log2 = minimum_log2;
+  while (lanes_log2 < 5 && (int64_t{vector} << lanes_log2) < shape.channels) ++lanes_log2;
+  const int64_t queries_per_block = kThreads >> lanes_log2;
+  const int64_t tiles = (shape.queries + queries_per_block - 1) / queries_per_block;
+  return {shape.heads,
+          shape.queries,
+          tiles,
+          shape.batch * shape.heads * tiles,
+          static_cast<int32_t>(shape.channels),
+          static_cast<uint32_t>(shape.heads * shape.channels * sizeof(T)),
+          lanes_log2};
 }
 
-// A lane's place in the work of its block.
+// A lane's place in the work of its block. Index counts the works: uint32_t where they are few enough
+// that every block has one, because 64-bit division is slow.
 template <typename Index>
 struct Place {
-  int lane;          // in the warp
-  int group_lane;    // in the group
-  int first_lane;    // of the group, in the warp
-  Index head_index;  // image * heads + head
-  Index image, head;
-  int64_t query;     // may be past the end
+  int group_lane;     // in the group
+  int first_lane;     // of the group, in the warp
+  int64_t image, head;
+  int64_t query;      // may be past the end
+  int64_t query_row;  // of (image, query, head) in an array [B, Q, M]
 
-  EFFOPS_DEVICE Place(const Tiling& tiling, int64_t work) {
-    lane = static_cast<int>(threadIdx.x) & (kWarpSize - 1);
+  EFFOPS_DEVICE Place(const Tiling& tiling, Index work) {
+    const int thread = static_cast<int>(threadIdx.x), lane = thread & (kWarpSize - 1);
     group_lane = lane & ((1 << tiling.lanes_log2) - 1);
     first_lane = lane - group_lane;
     const Index tiles = static_cast<Index>(tiling.tiles), heads = static_cast<Index>(tiling.heads);
-    head_index = static_cast<Index>(work) / tiles;
-    const Index tile = static_cast<Index>(work) - head_index * tiles;
+    const Index head_index = work / tiles, tile = work - head_index * tiles;
     image = head_index / heads;
-    head = head_index - image * heads;
-    query = static_cast<int64_t>(tile) * (kThreads >> tiling.lanes_log2) +
-            (static_cast<int>(threadIdx.x) >> tiling.lanes_log2);
-  }
-
-  // Index of (image, query, head) in an array [B, Q, M].
-  EFFOPS_DEVICE int64_t query_index(const Tiling& tiling) const {
-    return (static_cast<int64_t>(image) * tiling.queries + query) * tiling.heads + static_cast<int64_t>(head);
+    head = head_index - static_cast<Index>(image) * heads;
+    query = static_cast<int64_t>(tile) * (kThreads >> tiling.lanes_log2) + (thread >> tiling.lanes_log2);
+    query_row = (image * tiling.queries + query) * tiling.heads + head;
   }
 };
 
-template <bool kWide>
-using place_index_t = std::conditional_t<kWide, int64_t, uint32_t>;
+// The vector kernels have one work per block; the others may have more works than a grid has blocks.
+template <int kVector>
+using work_index_t = std::conditional_t<kVector == 1, int64_t, uint32_t>;
+
+// address + row * row_bytes.
+template <typename T>
+EFFOPS_DEVICE T* row_address(T* address, uint32_t row, uint32_t row_bytes) {
+#if defined(__CUDA_ARCH__)
+  // From C++ nvcc makes a 64 x 64 bit product of it where row_bytes is uniform.
+  uint64_t result;
+  asm("mad.wide.u32 %0, %1, %2, %3;" : "=l"(result) : "r"(row), "r"(row_bytes), "l"(address));
+  return reinterpret_cast<T*>(result);
+#else
+  using Byte = std::conditional_t<std::is_const_v<T>, const char, char>;
+  return reinterpret_cast<T*>(reinterpret_cast<Byte*>(address) + static_cast<uint64_t>(row) * row_bytes);
+#endif
+}
 
 }  // namespace effops::sampling

@@ -65,12 +65,12 @@ class MultiScaleDeformableAttention(nn.Module):
         }
         for name, size in sizes.items():
             if size < 1:
-                raise ValueError(f"{_NAME}: {name} must be at least 1, got {size}")
+                raise ValueError(f"{_NAME}: expected {name} of at least 1, got {size}")
         value_dim = int(embed_dim * value_proj_ratio)
         if value_dim < 1 or value_dim % num_heads != 0:
             raise ValueError(
-                f"{_NAME}: int(embed_dim * value_proj_ratio) must be a positive multiple of num_heads = "
-                f"{num_heads}, got embed_dim = {embed_dim}, value_proj_ratio = {value_proj_ratio}"
+                f"{_NAME}: expected int(embed_dim * value_proj_ratio) to be a positive multiple of "
+                f"num_heads={num_heads}, got embed_dim={embed_dim}, value_proj_ratio={value_proj_ratio}"
             )
         self.embed_dim = embed_dim
         self.num_heads = num_heads
@@ -102,7 +102,7 @@ class MultiScaleDeformableAttention(nn.Module):
         reference_points: Tensor,
         value: Tensor,
         spatial_shapes: Tensor | Sequence[Sequence[int]],
-        level_start_index: Tensor | Sequence[int] | None = None,
+        level_start_index: Tensor | None = None,
         padding_mask: Tensor | None = None,
     ) -> Tensor:
         """Attend from every query.
@@ -182,25 +182,25 @@ class MultiScaleDeformableAttention(nn.Module):
         padding_mask: Tensor | None,
     ) -> None:
         if query.dim() != 3 or query.shape[2] != self.embed_dim:
-            _wrong_shape("query", f"[B, Q, {self.embed_dim}]", query)
+            _wrong_shape("query", f"[B, Q, E={self.embed_dim}]", query)
         batch, queries, _ = query.shape
         if value.dim() != 3 or value.shape[0] != batch or value.shape[2] != self.embed_dim:
-            _wrong_shape("value", f"[{batch}, S, {self.embed_dim}]", value)
+            _wrong_shape("value", f"[B={batch}, S, E={self.embed_dim}]", value)
         frame = tuple(reference_points.shape)
         if frame[:-1] != (batch, queries, self.num_levels) or frame[-1] not in (2, 4):
             _wrong_shape(
-                "reference_points", f"[{batch}, {queries}, {self.num_levels}, 2 or 4]", reference_points
+                "reference_points", f"[B={batch}, Q={queries}, L={self.num_levels}, 2 or 4]", reference_points
             )
         if len(spatial_shapes) != self.num_levels:
             raise ValueError(
-                f"{_NAME}: spatial_shapes must hold {self.num_levels} levels, got {len(spatial_shapes)}"
+                f"{_NAME}: expected spatial_shapes of {self.num_levels} levels, got {len(spatial_shapes)}"
             )
         if padding_mask is None:
             return
         if padding_mask.dtype != torch.bool:
-            raise TypeError(f"{_NAME}: padding_mask must be torch.bool, got {padding_mask.dtype}")
+            raise TypeError(f"{_NAME}: expected padding_mask of dtype torch.bool, got {padding_mask.dtype}")
         if padding_mask.shape != value.shape[:2]:
-            _wrong_shape("padding_mask", f"[{batch}, {value.shape[1]}]", padding_mask)
+            _wrong_shape("padding_mask", f"[B={batch}, S={value.shape[1]}]", padding_mask)
 
 
 def _map_sizes(spatial_shapes: Tensor | Sequence[Sequence[int]], like: Tensor) -> Tensor:
@@ -218,4 +218,4 @@ def _map_sizes(spatial_shapes: Tensor | Sequence[Sequence[int]], like: Tensor) -
 
 
 def _wrong_shape(name: str, expected: str, tensor: Tensor) -> None:
-    raise ValueError(f"{_NAME}: {name} must have shape {expected}, got {tuple(tensor.shape)}")
+    raise ValueError(f"{_NAME}: expected {name} of shape {expected}, got {list(tensor.shape)}")

@@ -89,40 +89,42 @@ def flatten_pyramid(op: str, pyramid: Sequence[Tensor], dtype: torch.dtype) -> P
 
 def check_pyramid(op: str, pyramid: Sequence[Tensor]) -> None:
     """At least one map; all of one batch size, channel count and floating dtype; no map of size 0."""
-    if not pyramid:
-        raise ValueError(f"{op}: pyramid must hold at least one map")
+    if len(pyramid) == 0:
+        raise ValueError(f"{op}: expected at least one map in pyramid, got none")
     for index, feature in enumerate(pyramid):
         name = f"pyramid[{index}]"
         check_floating(op, name, feature)
-        check_shape(op, name, feature, "[B, C, H, W]", (*pyramid[0].shape[:2], None, None))
+        check_shape(op, name, feature, "BCHW", (*pyramid[0].shape[:2], None, None))
         if feature.dtype != pyramid[0].dtype:
-            raise TypeError(f"{op}: {name} must be {pyramid[0].dtype} like pyramid[0], got {feature.dtype}")
+            raise TypeError(f"{op}: expected {name} of dtype {pyramid[0].dtype}, got {feature.dtype}")
         if feature.shape[2] == 0 or feature.shape[3] == 0:
-            raise ValueError(f"{op}: {name} must have H > 0 and W > 0, got {tuple(feature.shape)}")
+            raise ValueError(f"{op}: expected {name} with H > 0 and W > 0, got {list(feature.shape)}")
 
 
 def check_ids(op: str, name: str, ids: Tensor, end: int) -> None:
     """Ids must be int64 in [0, end)."""
     if ids.dtype != torch.int64:
-        raise TypeError(f"{op}: {name} must be torch.int64, got {ids.dtype}")
+        raise TypeError(f"{op}: expected {name} of dtype torch.int64, got {ids.dtype}")
     wrong = ids[(ids < 0) | (ids >= end)]
     if wrong.numel() > 0:
-        raise ValueError(f"{op}: {name} must lie in [0, {end}), got {int(wrong[0])}")
+        raise ValueError(f"{op}: expected {name} in [0, {end}), got {int(wrong[0])}")
 
 
 def check_floating(op: str, name: str, tensor: Tensor) -> None:
     if not tensor.is_floating_point():
-        raise TypeError(f"{op}: {name} must be a floating-point tensor, got {tensor.dtype}")
+        raise TypeError(f"{op}: expected {name} of a floating-point dtype, got {tensor.dtype}")
 
 
-def check_shape(op: str, name: str, tensor: Tensor, layout: str, sizes: Sequence[int | None]) -> None:
-    """The rank and the sizes of a tensor; None matches any size."""
-    shape = tuple(tensor.shape)
-    if len(shape) != len(sizes):
-        raise ValueError(f"{op}: {name} must have shape {layout}, got {shape}")
-    if any(want is not None and got != want for got, want in zip(shape, sizes, strict=True)):
-        expected = ", ".join("*" if want is None else str(want) for want in sizes)
-        raise ValueError(f"{op}: {name} must have shape {layout} = [{expected}], got {shape}")
+def check_shape(op: str, name: str, tensor: Tensor, letters: str, sizes: Sequence[int | None]) -> None:
+    """One letter and one size per dimension; None matches any size."""
+    shape = list(tensor.shape)
+    if len(shape) != len(sizes) or any(
+        want is not None and got != want for got, want in zip(shape, sizes, strict=True)
+    ):
+        expected = ", ".join(
+            letter if size is None else f"{letter}={size}" for letter, size in zip(letters, sizes, strict=True)
+        )
+        raise ValueError(f"{op}: expected {name} of shape [{expected}], got {shape}")
 
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:

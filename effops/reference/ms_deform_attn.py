@@ -17,12 +17,13 @@ from effops.reference._bilinear import (
 )
 
 _OP = "ms_deform_attn"
+_NO_SHAPES = torch.zeros(0, 2, dtype=torch.int64)  # what an empty list stands for
 
 
 def ms_deform_attn(
     value: Tensor,
     spatial_shapes: Tensor | Sequence[Sequence[int]],
-    level_start_index: Tensor | Sequence[int] | None,
+    level_start_index: Tensor | None,
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> Tensor:
@@ -41,7 +42,7 @@ def ms_deform_attn(
     Args:
         value: [B, S, M, D], S rows of M heads with D channels each.
         spatial_shapes: [L, 2] int64 tensor of (H, W) in pixels, or a list of pairs.
-        level_start_index: [L] int64 tensor or list: the first row of each map. None: consecutive maps.
+        level_start_index: [L] int64, the first row of each map; None: consecutive maps.
         sampling_locations: [B, Q, M, L, P, 2], (x, y), 0 and 1 being the outer edges of the map.
         attention_weights: [B, Q, M, L, P], used as given.
 
@@ -62,13 +63,13 @@ def ms_deform_attn(
         ("attention_weights", attention_weights),
     ):
         check_floating(_OP, name, tensor)
-    check_shape(_OP, "value", value, "[B, S, M, D]", (None, None, None, None))
+    check_shape(_OP, "value", value, "BSMD", (None, None, None, None))
     levels = _level_table(spatial_shapes, level_start_index, value.shape[1])
     batch, _, heads, _ = value.shape
     expected = (batch, None, heads, len(levels), None)
-    check_shape(_OP, "attention_weights", attention_weights, "[B, Q, M, L, P]", expected)
+    check_shape(_OP, "attention_weights", attention_weights, "BQMLP", expected)
     points = attention_weights.shape
-    check_shape(_OP, "sampling_locations", sampling_locations, "[B, Q, M, L, P, 2]", (*points, 2))
+    check_shape(_OP, "sampling_locations", sampling_locations, "BQMLPX", (*points, 2))
 
     dtype = compute_dtype(value, sampling_locations, attention_weights)
     height, width, start = levels.to(value.device)[:, :, None].unbind(1)  # each [L, 1]
@@ -86,35 +87,30 @@ def ms_deform_attn(
 
 def _level_table(
     spatial_shapes: Tensor | Sequence[Sequence[int]],
-    level_start_index: Tensor | Sequence[int] | None,
+    level_start_index: Tensor | None,
     rows: int,
 ) -> Tensor:
     """(H, W, start) of each level, [L, 3] int64 on the CPU; every level lies within the rows."""
-    shapes = _integers("spatial_shapes", spatial_shapes, (0, 2))
-    check_shape(_OP, "spatial_shapes", shapes, "[L, 2]", (None, 2))
+    if not isinstance(spatial_shapes, Tensor):
+        spatial_shapes = torch.tensor(spatial_shapes) if spatial_shapes else _NO_SHAPES
+    shapes = _check_integers("spatial_shapes", spatial_shapes, "LX", (None, 2))
     area = shapes.prod(1)
-    if level_start_index is None:
-        starts = area.cumsum(0) - area
-    else:
-        starts = _integers("level_start_index", level_start_index, (0,))
-    check_shape(_OP, "level_start_index", starts, "[L]", (len(shapes),))
+    starts = area.cumsum(0) - area if level_start_index is None else level_start_index
+    starts = _check_integers("level_start_index", starts, "L", (len(shapes),))
 
     table = torch.cat([shapes, starts[:, None]], dim=1)
     for level, (height, width, start) in enumerate(table.tolist()):
         if height <= 0 or width <= 0 or start < 0 or start + height * width > rows:
             raise ValueError(
-                f"{_OP}: level {level} must have H > 0, W > 0, start >= 0 and start + H * W <= S = {rows}, "
-                f"got H = {height}, W = {width}, start = {start}"
+                f"{_OP}: expected levels with H > 0, W > 0, start >= 0 and start + H * W <= S={rows}, "
+                f"got level {level} with H={height}, W={width}, start={start}"
             )
     return table
 
 
-def _integers(
-    name: str, data: Tensor | Sequence[int] | Sequence[Sequence[int]], empty: tuple[int, ...]
-) -> Tensor:
-    """An int64 tensor on the CPU; `empty` is the shape that an empty list stands for."""
-    if not isinstance(data, Tensor):
-        data = torch.tensor(data) if len(data) > 0 else torch.zeros(empty, dtype=torch.int64)
-    if data.dtype != torch.int64:
-        raise TypeError(f"{_OP}: {name} must hold int64 numbers, got {data.dtype}")
-    return data.cpu()
+def _check_integers(name: str, tensor: Tensor, letters: str, sizes: tuple[int | None, ...]) -> Tensor:
+    """Checked metadata, on the CPU."""
+    if tensor.dtype != torch.int64:
+        raise TypeError(f"{_OP}: expected {name} of dtype torch.int64, got {tensor.dtype}")
+    check_shape(_OP, name, tensor, letters, sizes)
+    return tensor.cpu()

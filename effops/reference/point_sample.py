@@ -46,9 +46,9 @@ def point_sample(pyramid: Sequence[Tensor], batch: Tensor, level: Tensor, xy: Te
     Source: Kirillov et al., PointRend, CVPR 2020.
     """
     check_floating(_OP, "xy", xy)
-    check_shape(_OP, "xy", xy, "[N, 2]", (None, 2))
-    check_shape(_OP, "batch", batch, "[N]", (len(xy),))
-    check_shape(_OP, "level", level, "[N]", (len(xy),))
+    check_shape(_OP, "xy", xy, "NX", (None, 2))
+    check_shape(_OP, "batch", batch, "N", (len(xy),))
+    check_shape(_OP, "level", level, "N", (len(xy),))
     dtype = compute_dtype(*pyramid, xy)
     maps = flatten_pyramid(_OP, pyramid, dtype)
     check_ids(_OP, "batch", batch, len(maps.rows))

@@ -86,10 +86,10 @@ def roi_align(
     """
     height, width = (output_size, output_size) if isinstance(output_size, int) else output_size
     if height < 1 or width < 1:
-        raise ValueError(f"{_OP}: output_size must be at least 1, got {output_size}")
+        raise ValueError(f"{_OP}: expected output_size of at least 1, got {output_size}")
     check_floating(_OP, "rois", rois)
-    check_shape(_OP, "rois", rois, "[R, 5]", (None, 5))
-    check_shape(_OP, "level", level, "[R]", (len(rois),))
+    check_shape(_OP, "rois", rois, "RX", (None, 5))
+    check_shape(_OP, "level", level, "R", (len(rois),))
     dtype = compute_dtype(*pyramid, rois)
     maps = flatten_pyramid(_OP, pyramid, dtype)
     _check_strides(strides, len(pyramid))
@@ -150,12 +150,12 @@ def _align(
 def _batch_ids(column: Tensor, batch: int) -> list[int]:
     wrong = column[~((column >= 0) & (column < batch))]
     if wrong.numel() > 0:
-        raise ValueError(f"{_OP}: rois[:, 0] must lie in [0, {batch}), got {float(wrong[0])}")
+        raise ValueError(f"{_OP}: expected rois[:, 0] in [0, {batch}), got {float(wrong[0])}")
     return [int(image) for image in column.tolist()]
 
 
 def _check_strides(strides: Sequence[float], levels: int) -> None:
     if len(strides) != levels:
-        raise ValueError(f"{_OP}: strides must hold one number per map = {levels}, got {len(strides)}")
+        raise ValueError(f"{_OP}: expected one number per map in strides, that is {levels}, got {len(strides)}")
     if not all(stride > 0 and math.isfinite(stride) for stride in strides):
-        raise ValueError(f"{_OP}: strides must be positive and finite, got {tuple(strides)}")
+        raise ValueError(f"{_OP}: expected strides that are positive and finite, got {tuple(strides)}")

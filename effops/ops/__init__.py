@@ -1,0 +1,6 @@
+"""The operators, one file each. See the docstring of each function for its formula and its source."""
+
+from effops import _load  # noqa: F401  the native libraries register the schemas that the ops build on
+from effops.ops.ms_deform_attn import ms_deform_attn
+
+__all__ = ["ms_deform_attn"]
