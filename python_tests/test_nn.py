@@ -303,7 +303,7 @@ def test_bad_settings(settings, message):
         ({"reference_points": torch.zeros(2, 5, 2)}, "expected reference_points of shape"),
         ({"reference_points": torch.zeros(2, 5, 1, 2)}, "expected reference_points of shape"),
         ({"spatial_shapes": [(6, 10)]}, "expected spatial_shapes of 2 levels, got 1"),
-        ({"padding_mask": torch.zeros(2, 1, dtype=torch.bool)}, r"expected padding_mask of shape \[B=2, S=60\]"),
+        ({"padding_mask": torch.zeros(2, 1, dtype=torch.bool)}, "expected padding_mask of shape"),
     ],
 )
 def test_bad_shapes(change, message):

@@ -56,11 +56,9 @@ struct Problem {
     return 4 * points_per_slice() < shape.rows && padded == shape.channels && value.stride(3) == 1;
   }
 
-  // The rows of one (image, head), strided as in the user's tensor.
-  StridedRows source(int64_t slice) const {
-    const int64_t offset = slice / shape.heads * value.stride(0) + slice % shape.heads * value.stride(2);
-    return {static_cast<const char*>(value.const_data_ptr()) + offset * type_size, value.stride(1),
-            value.stride(3)};
+  // Slices packed at a time: one per thread keeps the packed rows in the caches.
+  int64_t slices_per_group() const {
+    return reads_in_place() ? slices() : std::min(slices(), num_threads());
   }
 
   // Levels that share no row can be scattered to by different threads.
@@ -75,45 +73,57 @@ struct Problem {
   }
 };
 
-// A few (image, head) slices of value at a time, packed by all threads into cache-friendly rows.
+// Runs f(slice, first row, last row) for blocks of rows of `count` slices, on all threads.
+template <typename F>
+void for_row_blocks(int64_t count, int64_t rows, const F& f) {
+  const int64_t blocks = (rows + kRowsPerTask - 1) / kRowsPerTask;
+  parallel_for(count * blocks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t row = task % blocks * kRowsPerTask;
+      f(task / blocks, row, std::min(row + kRowsPerTask, rows));
+    }
+  });
+}
+
+// The (image, head) slices of a tensor [B, rows, M, D], a few at a time: packed into rows that lie next to
+// each other, padded to whole registers, or read in place.
 class PackedSlices {
  public:
-  explicit PackedSlices(const Problem& problem)
+  PackedSlices(const Problem& problem, const Tensor& tensor, bool in_place, int64_t per_group)
       : problem_(problem),
-        in_place_(problem.reads_in_place()),
-        per_group_(in_place_ ? problem.slices() : std::min(problem.slices(), num_threads())),
-        buffer_(in_place_ ? 0 : per_group_ * slice_bytes()) {}
-
-  int64_t per_group() const { return per_group_; }
+        tensor_(tensor),
+        rows_(tensor.size(1)),
+        in_place_(in_place),
+        buffer_(in_place ? 0 : per_group * slice_bytes()) {}
 
   void load(int64_t first, int64_t count) {
     first_ = first;
     if (in_place_) return;
     const auto pack = ms_deform_attn_kernels().pack[static_cast<int>(problem_.type)];
-    const int64_t rows = problem_.shape.rows, blocks = (rows + kRowsPerTask - 1) / kRowsPerTask;
-    parallel_for(count * blocks, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t task = begin; task < end; ++task) {
-        const int64_t slice = task / blocks, row = task % blocks * kRowsPerTask;
-        pack(problem_.source(first + slice), row, std::min(row + kRowsPerTask, rows),
-             problem_.shape.channels, problem_.padded, buffer_.at(slice * slice_bytes()));
-      }
+    for_row_blocks(count, rows_, [&](int64_t slice, int64_t begin, int64_t end) {
+      pack(source(first_ + slice), begin, end, problem_.shape.channels, problem_.padded,
+           buffer_.at(slice * slice_bytes()));
     });
   }
 
   ValueSlice slice(int64_t index) const {
-    if (in_place_) {
-      const StridedRows rows = problem_.source(index);
-      return {rows.data, rows.row_stride, problem_.padded};
-    }
+    if (in_place_) return {source(index).data, tensor_.stride(1), problem_.padded};
     return {buffer_.at((index - first_) * slice_bytes()), problem_.padded, problem_.padded};
   }
 
  private:
-  int64_t slice_bytes() const { return problem_.shape.rows * problem_.padded * problem_.type_size; }
+  StridedRows source(int64_t slice) const {
+    const int64_t heads = problem_.shape.heads;
+    const int64_t offset = slice / heads * tensor_.stride(0) + slice % heads * tensor_.stride(2);
+    return {static_cast<const char*>(tensor_.const_data_ptr()) + offset * problem_.type_size,
+            tensor_.stride(1), tensor_.stride(3)};
+  }
+  int64_t slice_bytes() const { return rows_ * problem_.padded * problem_.type_size; }
 
   const Problem& problem_;
+  const Tensor& tensor_;
+  int64_t rows_;
   bool in_place_;
-  int64_t per_group_;
   Scratch buffer_;
   int64_t first_ = 0;
 };
@@ -135,9 +145,10 @@ Tensor ms_deform_attn(const Tensor& value,                             // [B, S,
   void* out = output.mutable_data_ptr();
   const int64_t scratch_bytes = kernels.scratch_bytes(s);
   const int64_t blocks = (s.queries + kQueriesPerTask - 1) / kQueriesPerTask;
-  PackedSlices slices(problem);
-  for (int64_t first = 0; first < problem.slices(); first += slices.per_group()) {
-    const int64_t count = std::min(slices.per_group(), problem.slices() - first);
+  const int64_t per_group = problem.slices_per_group();
+  PackedSlices slices(problem, problem.value, problem.reads_in_place(), per_group);
+  for (int64_t first = 0; first < problem.slices(); first += per_group) {
+    const int64_t count = std::min(per_group, problem.slices() - first);
     slices.load(first, count);
     parallel_for(count * blocks, 1, [&](int64_t begin, int64_t end) {
       const Scratch scratch(scratch_bytes);
@@ -156,10 +167,10 @@ Tensor ms_deform_attn(const Tensor& value,                             // [B, S,
 // has the accumulators' type and whole registers of channels, and are rounded into it otherwise.
 class GradientSlices {
  public:
-  GradientSlices(const Problem& problem, const Tensor& gradient, int64_t per_group, bool few_points)
+  GradientSlices(const Problem& problem, const Tensor& gradient, int64_t per_group)
       : problem_(problem),
         target_(static_cast<char*>(gradient.mutable_data_ptr())),
-        in_place_(few_points && problem.padded == problem.shape.channels && is_accumulator()),
+        in_place_(problem.reads_in_place() && problem.padded == problem.shape.channels && is_accumulator()),
         buffer_(in_place_ ? 0 : per_group * slice_bytes()) {
     if (in_place_) memset(target_, 0, gradient.numel() * problem.type_size);
   }
@@ -167,7 +178,7 @@ class GradientSlices {
   void clear(int64_t first, int64_t count) {
     first_ = first;
     if (in_place_) return;
-    for_rows(count, [&](int64_t slice, int64_t begin, int64_t end) {
+    for_row_blocks(count, problem_.shape.rows, [&](int64_t slice, int64_t begin, int64_t end) {
       const int64_t row_bytes = problem_.padded * accumulator_size();
       memset(buffer_.at(slice * slice_bytes() + begin * row_bytes), 0, (end - begin) * row_bytes);
     });
@@ -176,7 +187,7 @@ class GradientSlices {
   void finish(int64_t count) {
     if (in_place_) return;
     const auto unpack = ms_deform_attn_kernels().unpack[static_cast<int>(problem_.type)];
-    for_rows(count, [&](int64_t slice, int64_t begin, int64_t end) {
+    for_row_blocks(count, problem_.shape.rows, [&](int64_t slice, int64_t begin, int64_t end) {
       unpack(buffer_.at(slice * slice_bytes()), begin, end, problem_.shape.channels, problem_.padded,
              target_stride(), target_ + target_offset(first_ + slice));
     });
@@ -188,17 +199,6 @@ class GradientSlices {
   int64_t row_stride() const { return in_place_ ? target_stride() : problem_.padded; }
 
  private:
-  template <typename F>
-  void for_rows(int64_t count, const F& f) const {
-    const int64_t rows = problem_.shape.rows, blocks = (rows + kRowsPerTask - 1) / kRowsPerTask;
-    parallel_for(count * blocks, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t task = begin; task < end; ++task) {
-        const int64_t row = task % blocks * kRowsPerTask;
-        f(task / blocks, row, std::min(row + kRowsPerTask, rows));
-      }
-    });
-  }
-
   bool is_accumulator() const { return accumulator_size() == problem_.type_size; }
   int64_t accumulator_size() const { return problem_.type == FloatType::kDouble ? 8 : 4; }
   int64_t slice_bytes() const { return problem_.shape.rows * problem_.padded * accumulator_size(); }
@@ -217,35 +217,36 @@ class GradientSlices {
 
 // Backward tasks are (image, head, level): each owns the rows and the points that it writes, and visits
 // the queries in order, so that no atomics are needed and the sums do not depend on the threads.
-void run_backward(const Problem& problem, const Tensor& grad_output, const Tensor* grad_value,
-                  const Tensor* grad_locations, const Tensor* grad_weights) {
+void run_backward(const Problem& problem, const Tensor& grad_output,  // [B, Q, M, D]
+                  const Tensor* grad_value, const Tensor* grad_locations, const Tensor* grad_weights) {
   const MsDeformAttnShape& s = problem.shape;
   const MsDeformAttnKernels& kernels = ms_deform_attn_kernels();
   const auto backward = kernels.backward[static_cast<int>(problem.type)];
   const PointInputs inputs = problem.inputs();
   const int64_t scratch_bytes = kernels.scratch_bytes(s);
   const int64_t parts = grad_value != nullptr && problem.has_overlapping_levels() ? 1 : s.levels;
-  PackedSlices slices(problem);
+  const int64_t per_group = problem.slices_per_group();
+  PackedSlices slices(problem, problem.value, problem.reads_in_place(), per_group);
+  PackedSlices grads(problem, grad_output, false, per_group);
   std::optional<GradientSlices> sums;
-  if (grad_value) sums.emplace(problem, *grad_value, slices.per_group(), problem.reads_in_place());
-  PointGradients gradients{grad_output.const_data_ptr(), nullptr, 0,
-                           grad_locations ? grad_locations->mutable_data_ptr() : nullptr,
-                           grad_weights ? grad_weights->mutable_data_ptr() : nullptr};
+  if (grad_value) sums.emplace(problem, *grad_value, per_group);
 
-  for (int64_t first = 0; first < problem.slices(); first += slices.per_group()) {
-    const int64_t count = std::min(slices.per_group(), problem.slices() - first);
+  for (int64_t first = 0; first < problem.slices(); first += per_group) {
+    const int64_t count = std::min(per_group, problem.slices() - first);
     slices.load(first, count);
+    grads.load(first, count);
     if (sums) sums->clear(first, count);
     parallel_for(count * parts, 1, [&](int64_t begin, int64_t end) {
       const Scratch scratch(scratch_bytes);
-      PointGradients targets = gradients;
       for (int64_t task = begin; task < end; ++task) {
         const int64_t slice = first + task / parts, part = task % parts;
         const QueryRange range{slice / s.heads, slice % s.heads, 0, s.queries,
                                part * s.levels / parts, (part + 1) * s.levels / parts};
-        targets.grad_rows = sums ? sums->rows(slice) : nullptr;
-        targets.row_stride = sums ? sums->row_stride() : 0;
-        backward(inputs, slices.slice(slice), range, targets, scratch.at(0));
+        const PointGradients gradients{grads.slice(slice).rows, sums ? sums->rows(slice) : nullptr,
+                                       sums ? sums->row_stride() : 0,
+                                       grad_locations ? grad_locations->mutable_data_ptr() : nullptr,
+                                       grad_weights ? grad_weights->mutable_data_ptr() : nullptr};
+        backward(inputs, slices.slice(slice), range, gradients, scratch.at(0));
       }
     });
     if (sums) sums->finish(count);
@@ -275,7 +276,8 @@ std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward(
   Tensor grad_weights =
       gradient(attention_weights, need_weights, {s.batch, s.queries, s.heads, s.levels, s.points});
   if (!empty && (need_value || need_locations || need_weights)) {
-    run_backward(problem, as_contiguous(grad_output), need_value ? &grad_value : nullptr,
+    const Tensor per_head = torch::stable::reshape(grad_output, {s.batch, s.queries, s.heads, s.channels});
+    run_backward(problem, per_head, need_value ? &grad_value : nullptr,
                  need_locations ? &grad_locations : nullptr, need_weights ? &grad_weights : nullptr);
   }
   return {grad_value, grad_locations, grad_weights};

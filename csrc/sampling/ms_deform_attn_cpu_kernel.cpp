@@ -19,8 +19,7 @@ namespace {
 constexpr int kMaxRegisters = 4;
 
 inline int64_t scratch_bytes(const MsDeformAttnShape& shape) {
-  const int64_t row = (shape.channels + Vec<float>::lanes) * int64_t{sizeof(double)};  // one padded row
-  return tile_capacity(shape) * kTileArrays * int64_t{sizeof(double)} + row;
+  return tile_capacity(shape) * kTileArrays * int64_t{sizeof(double)};
 }
 
 template <typename T>
@@ -141,12 +140,12 @@ template <typename T, int N>
 EFFOPS_INLINE void scatter_points(PointTile<accumulator_t<T>>& tile, const PointInputs& inputs,
                                   const ValueSlice& value, const PointGradients& gradients, Needs needs,
                                   const QueryRange& range, int64_t first, int64_t channel,
-                                  const accumulator_t<T>* grad) {
+                                  const T* grad) {
   using Acc = accumulator_t<T>;
   using V = typename Vec<Acc>::type;
   constexpr int lanes = Vec<Acc>::lanes;
   V g[N];
-  for (int n = 0; n < N; ++n) g[n] = load<V>(grad + channel + n * lanes);
+  for (int n = 0; n < N; ++n) g[n] = load_wide(grad + channel + n * lanes);
   int64_t i = first;
   for (int64_t l = range.level_begin; l < range.level_end; ++l) {
     const int64_t start = inputs.levels[l].start;
@@ -242,20 +241,16 @@ void backward(const PointInputs& inputs, const ValueSlice& value, const QueryRan
   const MsDeformAttnShape& s = inputs.shape;
   const int64_t per_query = (range.level_end - range.level_begin) * s.points, step = tile_queries(per_query);
   PointTile<Acc> tile = make_tile<Acc>(s, scratch);
-  Acc* grad = tile.dots + 4 * tile.capacity;  // one row of grad_output, widened and padded
   fill_level_tables(tile, inputs, range.level_begin, range.level_end);
   const Needs needs{gradients.grad_rows != nullptr,
                     gradients.grad_locations != nullptr || gradients.grad_weights != nullptr};
-  for (int64_t c = s.channels; c < value.padded; ++c) grad[c] = 0;
   for (int64_t begin = range.begin; begin < range.end; begin += step) {
     const int64_t queries = begin + step < range.end ? step : range.end - begin;
     read_points(tile, inputs, range, begin, queries);
     locate_corners(tile, queries * per_query);
     if (needs.dots) memset(tile.dots, 0, 4 * tile.capacity * sizeof(Acc));
     for (int64_t q = 0; q < queries; ++q) {
-      copy_widened(static_cast<const T*>(gradients.grad_output) +
-                       ((range.image * s.queries + begin + q) * s.heads + range.head) * s.channels,
-                   s.channels, grad);
+      const T* grad = static_cast<const T*>(gradients.grad_output) + (begin + q) * value.padded;
       int64_t channel = 0;
       const auto scatter = [&](auto registers) {
         constexpr int n = decltype(registers)::value;

@@ -27,9 +27,9 @@ struct PointInputs {
   FloatType weight_type;
 };
 
-// What a backward task writes. Null = not needed.
+// What a backward task reads and writes besides the points and the value. Null = not needed.
 struct PointGradients {
-  const void* grad_output;  // [B, Q, M * D], in the type of value
+  const void* grad_output;  // of one image and head, packed like value: [Q, padded]
   void* grad_rows;          // accumulators of one image and head, [S, padded], rows `row_stride` apart
   int64_t row_stride;
   void* grad_locations;     // [B, Q, M, L, P, 2]

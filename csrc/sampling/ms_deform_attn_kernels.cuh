@@ -172,39 +172,50 @@ struct PointDetails {
   A fx, fy, attention, width, height;
 };
 
-// Locates point `index` (of L * P) of the query whose points begin at `first_point`. A point that does
-// not exist is inactive. Corner arithmetic of an inactive point is never done: NaN has no integer.
-template <typename T, typename A = accumulator_t<T>>
-EFFOPS_DEVICE void locate_point(const PointArguments<T>& arguments, const Level* shared_levels,
-                                int64_t first_point, int32_t index, bool exists,
-                                SharedPoint<A>& point, PointDetails<A>& details) {
-  point.rows = {0, 0};
-  details = {A(0), A(0), A(0), A(0), A(0)};
-#pragma unroll
-  for (int k = 0; k < 4; ++k) point.weight[k] = A(0);
-  if (!exists) return;
-  const uint32_t level_index = static_cast<uint32_t>(index) / static_cast<uint32_t>(arguments.points);
-  const Level level = level_at(arguments.pyramid, shared_levels, level_index);
-  A x, y;
-  load_pair<T>(arguments.locations, arguments.locations_as_value, first_point + index, x, y);
-  const A attention = load_scalar<T>(arguments.weights, arguments.weights_as_value, first_point + index);
+// Corner rows and corner weights (without attention) of the point (x, y), given in [0, 1]. An inactive
+// point keeps the zeros that the caller has put there: NaN has no integer.
+template <typename A>
+EFFOPS_DEVICE void locate_corners(A x, A y, const Level& level, CornerRows& rows, A (&weight)[4],
+                                  PointDetails<A>& details) {
   details.width = static_cast<A>(level.width);
   details.height = static_cast<A>(level.height);
   x = fused(x, details.width, A(-0.5));
   y = fused(y, details.height, A(-0.5));
   if (!is_active(x, y, level.height, level.width)) return;
   const Corners<A> corners = corners_at(x, y, level.height, level.width);
-  corner_weights(corners, point.weight);
-#pragma unroll
-  for (int k = 0; k < 4; ++k) point.weight[k] *= attention;
-  point.rows.first = static_cast<uint32_t>(level.start + corners.index[0]);
-  point.rows.steps = static_cast<uint32_t>(corners.index[2] - corners.index[0]) | CornerRows::kActive |
-                     (corners.index[1] != corners.index[0] ? CornerRows::kColumnStep : 0) |
-                     (corners.valid[0] || corners.valid[2] ? CornerRows::kLeft : 0) |
-                     (corners.valid[0] || corners.valid[1] ? CornerRows::kTop : 0);
+  corner_weights(corners, weight);
+  rows.first = static_cast<uint32_t>(level.start + corners.index[0]);
+  rows.steps = static_cast<uint32_t>(corners.index[2] - corners.index[0]) | CornerRows::kActive |
+               (corners.index[1] != corners.index[0] ? CornerRows::kColumnStep : 0) |
+               (corners.valid[0] || corners.valid[2] ? CornerRows::kLeft : 0) |
+               (corners.valid[0] || corners.valid[1] ? CornerRows::kTop : 0);
   details.fx = corners.fx;
   details.fy = corners.fy;
-  details.attention = attention;
+}
+
+// Corners outside keep the weight 0, also beside an infinite attention.
+template <typename A>
+EFFOPS_DEVICE void scale_weights(A (&weight)[4], A attention) {
+#pragma unroll
+  for (int k = 0; k < 4; ++k) weight[k] = weight[k] == A(0) ? A(0) : weight[k] * attention;
+}
+
+// Locates point `index` (of L * P) of the query whose points begin at `first_point`. A point that does
+// not exist is inactive.
+template <typename T, typename A = accumulator_t<T>>
+EFFOPS_DEVICE void locate_point(const PointArguments<T>& arguments, const Level* shared_levels,
+                                int64_t first_point, int32_t index, bool exists, SharedPoint<A>& point,
+                                PointDetails<A>& details) {
+  point = {};
+  details = {};
+  if (!exists) return;
+  const uint32_t level_index = static_cast<uint32_t>(index) / static_cast<uint32_t>(arguments.points);
+  const Level level = level_at(arguments.pyramid, shared_levels, level_index);
+  A x, y;
+  load_pair<T>(arguments.locations, arguments.locations_as_value, first_point + index, x, y);
+  details.attention = load_scalar<T>(arguments.weights, arguments.weights_as_value, first_point + index);
+  locate_corners(x, y, level, point.rows, point.weight, details);
+  scale_weights(point.weight, details.attention);
 }
 
 // ------------------------------------------------------------------------------------------- geometry

@@ -12,8 +12,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-IntOrTensor = int | Tensor
-
 
 class Pyramid(NamedTuple):
     """A list of maps as one table of pixels: pixel (x, y) of map l is row start[l] + y * width[l] + x."""
@@ -24,12 +22,12 @@ class Pyramid(NamedTuple):
     start: Tensor  # [L] int64
 
 
-def to_pixels(xy: Tensor, height: IntOrTensor, width: IntOrTensor) -> tuple[Tensor, Tensor]:
+def to_pixels(xy: Tensor, height: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
     """Normalised coordinates [..., 2] to pixel coordinates x and y, each [...]."""
     return xy[..., 0] * width - 0.5, xy[..., 1] * height - 0.5
 
 
-def is_active(x: Tensor, y: Tensor, height: IntOrTensor, width: IntOrTensor) -> Tensor:
+def is_active(x: Tensor, y: Tensor, height: Tensor, width: Tensor) -> Tensor:
     """Whether a point has a corner inside the map: -1 < x < W and -1 < y < H. NaN and Inf do not."""
     return (x > -1) & (x < width) & (y > -1) & (y < height)
 
@@ -38,8 +36,8 @@ def sample(
     read: Callable[[Tensor], Tensor],
     x: Tensor,
     y: Tensor,
-    height: IntOrTensor,
-    width: IntOrTensor,
+    height: Tensor,
+    width: Tensor,
     active: Tensor,
 ) -> Tensor:
     """Bilinear interpolation; corners outside the map read as 0, and so does every inactive point.
@@ -52,7 +50,7 @@ def sample(
     Args:
         read: the vectors [..., C] at pixels y * width + x, an int64 tensor [...] of pixels in the map.
         x, y: pixel coordinates; they, height, width and active broadcast to the shape [...] of points.
-        height, width: size of the map of each point.
+        height, width: int64, size of the map of each point.
         active: bool; where False, x and y may be anything.
 
     Returns:
@@ -118,12 +116,12 @@ def check_floating(op: str, name: str, tensor: Tensor) -> None:
 def check_shape(op: str, name: str, tensor: Tensor, letters: str, sizes: Sequence[int | None]) -> None:
     """One letter and one size per dimension; None matches any size."""
     shape = list(tensor.shape)
-    if len(shape) != len(sizes) or any(
-        want is not None and got != want for got, want in zip(shape, sizes, strict=True)
-    ):
-        expected = ", ".join(
-            letter if size is None else f"{letter}={size}" for letter, size in zip(letters, sizes, strict=True)
-        )
+    fits = len(shape) == len(sizes) and all(
+        want is None or got == want for got, want in zip(shape, sizes, strict=True)
+    )
+    if not fits:
+        pairs = zip(letters, sizes, strict=True)
+        expected = ", ".join(letter if size is None else f"{letter}={size}" for letter, size in pairs)
         raise ValueError(f"{op}: expected {name} of shape [{expected}], got {shape}")
 
 

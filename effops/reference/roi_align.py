@@ -112,9 +112,7 @@ def roi_align(
     return torch.cat(out).to(pyramid[0].dtype)
 
 
-def _axis(
-    first: Tensor, last: Tensor, side: Tensor, bins: int, sampling_ratio: int, aligned: bool
-) -> _Axis:
+def _axis(first: Tensor, last: Tensor, side: Tensor, bins: int, sampling_ratio: int, aligned: bool) -> _Axis:
     size = last - first if aligned else (last - first).clamp(min=1)
     bin_size = size / bins
     if sampling_ratio > 0:
@@ -156,6 +154,6 @@ def _batch_ids(column: Tensor, batch: int) -> list[int]:
 
 def _check_strides(strides: Sequence[float], levels: int) -> None:
     if len(strides) != levels:
-        raise ValueError(f"{_OP}: expected one number per map in strides, that is {levels}, got {len(strides)}")
+        raise ValueError(f"{_OP}: expected strides of length {levels}, one per map, got {len(strides)}")
     if not all(stride > 0 and math.isfinite(stride) for stride in strides):
         raise ValueError(f"{_OP}: expected strides that are positive and finite, got {tuple(strides)}")
