@@ -62,7 +62,7 @@ EFFOPS_INLINE void store(T* pointer, V value) {
 
 template <typename T>
 EFFOPS_INLINE typename Vec<T>::type broadcast(T value) {
-  return typename Vec<T>::type{} + value;
+  return value - typename Vec<T>::type{};  // x - 0 is x for every x, so that no subtraction is left
 }
 
 // Loads one register of accumulators from storage of any floating type.

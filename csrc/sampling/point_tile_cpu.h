@@ -171,12 +171,24 @@ EFFOPS_INLINE PointVector<Acc> locate(const PointTile<Acc>& tile, int64_t i) {
   return p;
 }
 
+// Near the border the corner outside reads the row of its neighbour inside. It also gets half of the
+// neighbour's weight, so that no row is read with weight 0: 0 * Inf would be NaN.
+template <typename Acc>
+EFFOPS_INLINE void share_weight(typename Vec<Acc>::mask both_inside, typename Vec<Acc>::type& first,
+                                typename Vec<Acc>::type& second) {
+  const typename Vec<Acc>::type half = (first + second) * Acc(0.5);
+  first = both_inside ? first : half;
+  second = both_inside ? second : half;
+}
+
 // Fills row[] and weight[] of the first `count` points (and of the rest of the last register).
 template <typename Acc>
 inline void locate_corners(PointTile<Acc>& tile, int64_t count) {
   using V = typename Vec<Acc>::type;
   for (int64_t i = 0; i < count; i += Vec<Acc>::lanes) {
-    const PointVector<Acc> p = locate(tile, i);
+    PointVector<Acc> p = locate(tile, i);
+    share_weight<Acc>(p.left & p.right, p.left_weight, p.right_weight);
+    share_weight<Acc>(p.top & p.bottom, p.top_weight, p.bottom_weight);
     const V top = p.attention * p.top_weight, bottom = p.attention * p.bottom_weight;
     store(tile.weight[0] + i, top * p.left_weight);
     store(tile.weight[1] + i, top * p.right_weight);
