@@ -49,5 +49,8 @@ target_link_options(effops_cuda PRIVATE -Wl,--no-as-needed)
 target_compile_definitions(effops_cuda PRIVATE USE_CUDA)
 list(JOIN prefix_maps "," host_maps)
 target_compile_options(effops_cuda PRIVATE
-  $<$<COMPILE_LANGUAGE:CUDA>:-Werror=all-warnings -Xptxas=-v,-warn-spills -Xcompiler=${host_maps}>)
+  $<$<COMPILE_LANGUAGE:CUDA>:-Xptxas=-v,-warn-spills -Xcompiler=${host_maps}>
+  $<$<AND:$<COMPILE_LANGUAGE:CUDA>,$<BOOL:${EFFOPS_WERROR}>>:-Werror=all-warnings>)
+set_target_properties(effops_cuda PROPERTIES
+  CUDA_COMPILER_LAUNCHER "${Python_EXECUTABLE};${CMAKE_SOURCE_DIR}/cmake/ptxas_report.py")
 install(TARGETS effops_cuda LIBRARY DESTINATION effops)

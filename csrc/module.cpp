@@ -30,7 +30,11 @@ std::string cpu_capability() {
 py::dict build_info() {
   py::dict info;
   info["version"] = EFFOPS_VERSION;
-  info["compiler"] = std::string("g++ or compatible ") + __VERSION__;
+#if defined(__clang__)
+  info["compiler"] = "clang " __clang_version__;
+#else
+  info["compiler"] = "g++ " __VERSION__;
+#endif
   info["torch_target"] = "2.10";
   info["isa_variants"] = EFFOPS_ISA_VARIANTS;
   info["cuda_compiler"] = EFFOPS_CUDA_COMPILER;

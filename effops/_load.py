@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 _CAPABILITIES = ("default", "avx2", "avx512")
+_OLDEST_TORCH = (2, 10)  # TORCH_TARGET_VERSION in CMakeLists.txt
 
 try:
     from effops import _C
@@ -23,6 +24,9 @@ except ImportError as error:
 
 
 def _check_environment() -> None:
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < _OLDEST_TORCH:
+        oldest = ".".join(map(str, _OLDEST_TORCH))
+        raise ImportError(f"effops: expected torch >= {oldest}, got torch {torch.__version__}")
     capability = os.environ.get("EFFOPS_CPU_CAPABILITY")
     if capability is not None and capability not in _CAPABILITIES:
         raise ValueError(

@@ -26,8 +26,8 @@ struct Inputs {
         locations(as_aligned(sampling_locations, 16)),
         weights(as_contiguous(attention_weights)) {
     if (!fits_kernels(shape)) {
-      fail("ms_deform_attn: expected fewer than 2^32 rows S, 2^31 points L * P and 2^29 channels M * D on CUDA, got value ",
-           shape_text(value), " and attention_weights ", shape_text(weights));
+      fail("ms_deform_attn: expected fewer than 2^32 rows S, 2^30 points L * P and 2^29 channels M * D on CUDA, ",
+           "got value ", shape_text(value), " and attention_weights ", shape_text(weights));
     }
     set_levels(spatial_shapes, level_start_index);
   }
@@ -173,8 +173,8 @@ Tensor ms_deform_attn(const Tensor& value,                             // [B, S,
                       const std::optional<Tensor>& level_start_index,  // [L]
                       const Tensor& sampling_locations,                // [B, Q, M, L, P, 2]
                       const Tensor& attention_weights) {               // [B, Q, M, L, P]
-  const CudaScope scope(value);
   Inputs inputs(value, spatial_shapes, level_start_index, sampling_locations, attention_weights);
+  const CudaScope scope(value);
   const MsDeformAttnShape& s = inputs.shape;
   if (inputs.is_empty()) return zeros_of(value, {s.batch, s.queries, s.heads * s.channels});
   inputs.make_level_table(scope);
@@ -201,8 +201,8 @@ std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward(
     const Tensor& sampling_locations,                // [B, Q, M, L, P, 2]
     const Tensor& attention_weights,                 // [B, Q, M, L, P]
     bool need_value, bool need_locations, bool need_weights, bool deterministic) {
-  const CudaScope scope(value);
   Inputs inputs(value, spatial_shapes, level_start_index, sampling_locations, attention_weights);
+  const CudaScope scope(value);
   const MsDeformAttnShape& s = inputs.shape;
   check_ms_deform_attn_grad(grad_output, value, s);
   const std::vector<int64_t> point_sizes{s.batch, s.queries, s.heads, s.levels, s.points};

@@ -8,6 +8,7 @@ namespace effops::sampling {
 constexpr int kOwnerWarps = 4;
 constexpr int kOwnerThreads = kOwnerWarps * kWarpSize;
 constexpr int kTileBytes = 40 * 1024;  // of all warps; with the level table below 48 KB
+constexpr int kOwnerBlocks = 5;        // per multiprocessor: shared memory of sm_90 has no room for more
 
 // Rows of value that a block owns: every warp has a tile of kOwnedRows x 32 channels.
 template <typename T>
@@ -176,7 +177,7 @@ EFFOPS_DEVICE void store_owned_rows(const Owned<T>& owned, const accumulator_t<T
 // instructions of the search. Not measured.
 // Limits: fits_kernels. If all points fall into a few rows, few blocks do all the work.
 template <typename T>
-__global__ void __launch_bounds__(kOwnerThreads)
+__global__ void __launch_bounds__(kOwnerThreads, kOwnerBlocks)
     ms_deform_attn_value_gradient_kernel(OwnerArguments<T> arguments) {
   using A = accumulator_t<T>;
   EFFOPS_DYNAMIC_SHARED(unsigned char, shared);

@@ -220,12 +220,12 @@ EFFOPS_DEVICE void locate_point(const PointArguments<T>& arguments, const Level*
 
 // ------------------------------------------------------------------------------------------- geometry
 
-// What the kernels count in 32 bits: rows of an image, bytes of a row, points of a query.
+// What the kernels count in 32 bits: rows of an image, points of a query, bytes of a row.
 inline bool fits_kernels(const MsDeformAttnShape& shape) {
-  constexpr int64_t k31 = int64_t{1} << 31;
-  return shape.rows < 2 * k31 && shape.levels < k31 && shape.points < k31 &&
-         shape.levels * shape.points < k31 && shape.heads < k31 && shape.channels < k31 &&
-         shape.heads * shape.channels < 2 * k31 / static_cast<int64_t>(sizeof(double));
+  constexpr int64_t k32 = int64_t{1} << 32, k30 = int64_t{1} << 30;
+  return shape.rows < k32 && shape.levels < k30 && shape.points < k30 && shape.levels * shape.points < k30 &&
+         shape.heads < k30 && shape.channels < k30 &&
+         shape.heads * shape.channels < k32 / static_cast<int64_t>(sizeof(double));
 }
 
 // Groups are wide enough for all channels, if 32 lanes are, and have at least 1 << minimum_log2 lanes.

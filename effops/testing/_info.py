@@ -1,0 +1,276 @@
+"""What the property tests know about an op: :class:`OpInfo`, its samples and its wrong inputs."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+from effops import ops, reference
+from effops.testing._layouts import LAYOUTS, STRIDE_ZERO
+
+Kind = Literal["ordinary", "awkward", "empty", "strided"]
+Sizes = Mapping[str, int]
+
+FLOAT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class SampleInput:
+    """Arguments that an op accepts.
+
+    ``kind`` is ordinary (all of an op's ordinary samples have one structure and differ only in the sizes
+    that ``OpInfo.dynamic`` names), awkward, empty or strided. ``smooth`` says that the op is differentiable
+    in a neighbourhood of the inputs, so that finite differences can be taken.
+    """
+
+    name: str
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    kind: Kind = "ordinary"
+    smooth: bool = True
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> SampleInput:
+        """The sample with every tensor changed, those in lists included."""
+        args, kwargs = tree_map_only(Tensor, change, (self.args, dict(self.kwargs)))
+        return replace(self, args=args, kwargs=kwargs)
+
+    def map_floating(self, change: Callable[[Tensor], Tensor]) -> SampleInput:
+        """The sample with every floating-point tensor changed."""
+        return self.map(lambda tensor: change(tensor) if tensor.is_floating_point() else tensor)
+
+
+@dataclass(frozen=True)
+class ErrorInput:
+    """Arguments that an op must refuse.
+
+    ``match`` is a regular expression for the message, which names the op and the argument.
+    ``needs_values`` says that only the tensors' values are wrong: CPU kernels raise, while fake and CUDA
+    kernels cannot see it. ``native`` says that ``torch.ops.effops.<name>`` must refuse the arguments too.
+    """
+
+    name: str
+    args: tuple[Any, ...]
+    error: type[Exception] | tuple[type[Exception], ...]
+    match: str
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    needs_values: bool = False
+    native: bool = True
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Largest error relative to the largest expected element; half of it bounds the error's norm."""
+
+    forward: float
+    gradient: float
+
+
+# Accumulation in float32 (float64 for float64) and one rounding to the dtype, of 2^-11 or 2^-8.
+DEFAULT_TOLERANCES: Mapping[torch.dtype, Tolerance] = MappingProxyType(
+    {
+        torch.float64: Tolerance(1e-12, 1e-12),
+        torch.float32: Tolerance(1e-5, 1e-5),
+        torch.float16: Tolerance(1e-3, 1e-3),
+        torch.bfloat16: Tolerance(8e-3, 8e-3),
+    }
+)
+
+
+class Maker:
+    """Draws the tensors of a sample: the same numbers on every device, rounded to the dtype."""
+
+    def __init__(self, device: str | torch.device, dtype: torch.dtype, seed: int = 0) -> None:
+        self.device = torch.device(device)
+        self.dtype = dtype
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def normal(self, *shape: int) -> Tensor:
+        """Normally distributed numbers."""
+        return self._finish(torch.randn(shape, generator=self._generator, dtype=torch.float64))
+
+    def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
+        """Numbers evenly spread over [low, high)."""
+        unit = torch.rand(shape, generator=self._generator, dtype=torch.float64)
+        return self._finish(low + (high - low) * unit)
+
+    def choice(self, options: Sequence[float], *shape: int) -> Tensor:
+        """Numbers picked from the options."""
+        picks = torch.randint(len(options), shape, generator=self._generator)
+        return self._finish(torch.tensor(options, dtype=torch.float64)[picks])
+
+    def integers(self, *shape: int, high: int) -> Tensor:
+        """int64 numbers in [0, high); zeros where that is empty."""
+        return torch.randint(max(high, 1), shape, generator=self._generator).to(self.device)
+
+    def int64(self, data: Sequence[Any]) -> Tensor:
+        """The data as an int64 tensor on the device."""
+        return torch.tensor(data, dtype=torch.int64, device=self.device)
+
+    def _finish(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.dtype).to(self.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpInfo:
+    """Everything that the property tests need to know about one op. Arguments go by their names.
+
+    A tensor inside a list argument has a label of its own: ``"pyramid[1]"``; an argument's name stands for
+    all its tensors. Sizes are named numbers that ``build`` turns into a sample.
+    """
+
+    name: str
+    #: Draws a sample of the given sizes, any of which may be 0 where `size_ranges` says so.
+    build: Callable[[Maker, Sizes], SampleInput]
+    #: Sizes that random samples are drawn from.
+    size_ranges: Mapping[str, range]
+    #: For tests that need one sample: a usual one; the smallest (Inductor, AOTInductor, golden FLOPs); one
+    #: whose work is split over several threads in every direction that the kernels split it.
+    typical: Sizes
+    smallest: Sizes
+    large: Sizes
+    #: Ordinary, awkward and empty samples; strided ones are made from the first ordinary one.
+    draw_samples: Callable[[Maker], Iterator[SampleInput]]
+    #: At least 20 wrong inputs.
+    draw_errors: Callable[[Maker], Iterator[ErrorInput]]
+    #: Positional arguments of torch.ops.effops.<name>, from the arguments of the public function.
+    native_args: Callable[..., tuple[Any, ...]]
+    #: Arguments of torch.ops.effops.<name>_backward from (gradients of the outputs, native arguments).
+    backward_args: Callable[[Sequence[Tensor], tuple[Any, ...]], tuple[Any, ...]] | None
+    #: Arguments that get gradients.
+    differentiable: tuple[str, ...]
+    #: Arguments in which the op is linear, each with the others held fixed.
+    linear_in: tuple[str, ...] = ()
+    #: Coordinates, and which of their last dimension may be NaN or Inf (contribution and gradient 0).
+    coordinates: Mapping[str, slice] = field(default_factory=dict)
+    #: Arguments that may stay float32 beside half-precision values.
+    float32_beside_half: tuple[str, ...] = ()
+    #: Autocast: "cast" to its dtype or "float32"; arguments not named stay as they are.
+    autocast: Mapping[str, Literal["cast", "float32"]] = field(default_factory=dict)
+    #: Arguments that vmap can batch, and tensors that it must refuse to batch.
+    vmap_batched: tuple[str, ...] = ()
+    vmap_shared: tuple[str, ...] = ()
+    #: Names of the sizes that may vary: {label: {dimension: name}}.
+    dynamic: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    #: FLOPs of forward, and of backward for all gradients, of the smallest sample.
+    flops: tuple[int, int] = (0, 0)
+    dtypes: tuple[torch.dtype, ...] = FLOAT_DTYPES
+    tolerances: Mapping[torch.dtype, Tolerance] = DEFAULT_TOLERANCES
+    #: The shape of the result depends on values: no vmap rule, no static-dispatch test.
+    data_dependent_shape: bool = False
+
+    @property
+    def op(self) -> Callable[..., Any]:
+        """The public function."""
+        function: Callable[..., Any] = getattr(ops, self.name)
+        return function
+
+    @property
+    def reference(self) -> Callable[..., Any]:
+        """The definition in pure PyTorch."""
+        function: Callable[..., Any] = getattr(reference, self.name)
+        return function
+
+    @property
+    def torch_op(self) -> Any:
+        """``torch.ops.effops.<name>.default``."""
+        return getattr(torch.ops.effops, self.name).default
+
+    @property
+    def backward_op(self) -> Any:
+        """``torch.ops.effops.<name>_backward.default``."""
+        return getattr(torch.ops.effops, f"{self.name}_backward").default
+
+    # ------------------------------------------------------------------------------------ samples
+
+    def samples(
+        self,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        requires_grad: bool = False,
+        seed: int = 0,
+    ) -> Iterator[SampleInput]:
+        """All samples: those of the entry, then the first ordinary one in every layout."""
+        first: SampleInput | None = None
+        for sample in self.draw_samples(Maker(device, dtype, seed)):
+            first = first or sample
+            yield self.requiring_grad(sample) if requires_grad else sample
+        assert first is not None
+        for layout, change in LAYOUTS.items():
+            sample = first.map_floating(change) if layout in STRIDE_ZERO else first.map(change)
+            sample = replace(sample, name=f"strided_{layout}", kind="strided")
+            yield self.requiring_grad(sample) if requires_grad else sample
+
+    def sample(
+        self, name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    ) -> SampleInput:
+        """The sample of that name."""
+        return next(sample for sample in self.samples(device, dtype) if sample.name == name)
+
+    @cached_property
+    def sample_kinds(self) -> dict[str, Kind]:
+        """Names of the samples, and their kinds."""
+        return {sample.name: sample.kind for sample in self.samples()}
+
+    def build_sample(
+        self,
+        sizes: Sizes,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        seed: int = 0,
+    ) -> SampleInput:
+        """A sample of the given sizes."""
+        return self.build(Maker(device, dtype, seed), sizes)
+
+    def error_inputs(self, device: str | torch.device = "cpu") -> Iterator[ErrorInput]:
+        """The wrong inputs, with float32 values where they hold any."""
+        yield from self.draw_errors(Maker(device, torch.float32))
+
+    # ------------------------------------------------------------------------------------ arguments
+
+    def native(self, sample: SampleInput | ErrorInput) -> tuple[Any, ...]:
+        """The sample's arguments for ``torch_op``."""
+        return self.native_args(*sample.args, **sample.kwargs)
+
+    def tensors(self, sample: SampleInput, names: Sequence[str] | None = None) -> dict[str, Tensor]:
+        """The tensors among the arguments (those of the given names) by label, in argument order."""
+        found: dict[str, Tensor] = {}
+        for name, value in self._bind(sample).arguments.items():
+            if names is not None and name not in names:
+                continue
+            if isinstance(value, Tensor):
+                found[name] = value
+            elif isinstance(value, (list, tuple)):
+                items = ((f"{name}[{i}]", item) for i, item in enumerate(value))
+                found.update((label, item) for label, item in items if isinstance(item, Tensor))
+        return found
+
+    def leaves(self, sample: SampleInput) -> dict[str, Tensor]:
+        """The tensors that get gradients, by label."""
+        return self.tensors(sample, self.differentiable)
+
+    def replaced(self, sample: SampleInput, changes: Mapping[str, Any]) -> SampleInput:
+        """The sample with other tensors at the given labels."""
+        bound = self._bind(sample)
+        for name, value in bound.arguments.items():
+            if name in changes:
+                bound.arguments[name] = changes[name]
+            elif isinstance(value, (list, tuple)):
+                items = [changes.get(f"{name}[{i}]", item) for i, item in enumerate(value)]
+                bound.arguments[name] = type(value)(items)
+        return replace(sample, args=bound.args, kwargs=bound.kwargs)
+
+    def requiring_grad(self, sample: SampleInput) -> SampleInput:
+        """The sample with fresh leaves that need gradients, in the same layout."""
+        leaves = self.leaves(sample).items()
+        return self.replaced(sample, {label: leaf.detach().requires_grad_() for label, leaf in leaves})
+
+    def _bind(self, sample: SampleInput) -> inspect.BoundArguments:
+        return inspect.signature(self.op).bind(*sample.args, **sample.kwargs)

@@ -1,0 +1,11 @@
+"""The database of the ops. Every property test in python_tests/ runs over it.
+
+To add an op: write its entry (an :class:`~effops.testing.OpInfo`, with a ``build``, a samples and an errors
+function) in the file of its engine, ``effops/testing/_<engine>.py``, and append it to that file's ENTRIES. A
+new engine's ENTRIES are added here.
+"""
+
+from effops.testing import _sampling
+from effops.testing._info import OpInfo
+
+OP_DB: tuple[OpInfo, ...] = (*_sampling.ENTRIES,)
