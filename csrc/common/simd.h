@@ -55,6 +55,15 @@ EFFOPS_INLINE V load(const T* pointer) {
   return result;
 }
 
+// Asks for the two cache lines from element `offset` on. Strided reads need it: hardware prefetchers stop
+// at page borders. An address past the end is harmless.
+template <typename T>
+EFFOPS_INLINE void prefetch(const T* pointer, int64_t offset) {
+  const uintptr_t address = reinterpret_cast<uintptr_t>(pointer) + offset * sizeof(T);
+  __builtin_prefetch(reinterpret_cast<const void*>(address));
+  __builtin_prefetch(reinterpret_cast<const void*>(address + 64));
+}
+
 template <typename V, typename T>
 EFFOPS_INLINE void store(T* pointer, V value) {
   memcpy(pointer, &value, sizeof(V));

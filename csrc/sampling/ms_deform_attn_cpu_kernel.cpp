@@ -35,6 +35,7 @@ void pack(const StridedRows& source, int64_t begin, int64_t end, int64_t channel
   for (int64_t row = begin; row < end; ++row) {
     const T* from = static_cast<const T*>(source.data) + row * source.row_stride;
     T* to = static_cast<T*>(target) + row * padded;
+    prefetch(from, kPrefetchDistance * source.row_stride);
     if (source.channel_stride == 1) {
       for (int64_t c = 0; c < channels; ++c) to[c] = from[c];
     } else {

@@ -28,6 +28,9 @@ struct PointTile {
 // Enough points for long vector loops, few enough to stay in the first-level cache.
 constexpr int64_t kTilePoints = 256;
 
+// Rows or queries that strided reads are asked for ahead of their use.
+constexpr int64_t kPrefetchDistance = 16;
+
 inline int64_t tile_queries(int64_t points_per_query) {
   return points_per_query >= kTilePoints ? 1 : kTilePoints / (points_per_query > 0 ? points_per_query : 1);
 }
@@ -117,13 +120,17 @@ template <typename Acc>
 inline void read_points(PointTile<Acc>& tile, const PointInputs& inputs, const QueryRange& range,
                         int64_t first_query, int64_t num_queries) {
   const int64_t per_query = (range.level_end - range.level_begin) * inputs.shape.points;
+  const int64_t ahead = kPrefetchDistance * inputs.shape.heads * inputs.shape.levels * inputs.shape.points;
   for (int64_t q = 0; q < num_queries; ++q) {
     const int64_t source = first_point(inputs.shape, range, first_query + q), target = q * per_query;
     with_type(inputs.locations, inputs.location_type, 2 * source, [&](const auto* p) {
+      prefetch(p, 2 * ahead);
       copy_pairs_widened(p, per_query, tile.x + target, tile.y + target);
     });
-    with_type(inputs.weights, inputs.weight_type, source,
-              [&](const auto* p) { copy_widened(p, per_query, tile.attention + target); });
+    with_type(inputs.weights, inputs.weight_type, source, [&](const auto* p) {
+      prefetch(p, ahead);
+      copy_widened(p, per_query, tile.attention + target);
+    });
   }
 }
 
