@@ -116,10 +116,10 @@ EFFOPS_INLINE auto fold_to_four(V v) {
   }
 }
 
-// out[i] = sum of the lanes of the i-th vector, for four vectors at once (a transposing reduction).
+// total[i] += sum of the lanes of the i-th vector, for four vectors at once (a transposing reduction).
 template <size_t... I>
-EFFOPS_INLINE void sum_four(Vec<float>::type a, Vec<float>::type b, Vec<float>::type c, Vec<float>::type d,
-                            float* out, std::index_sequence<I...>) {
+EFFOPS_INLINE void add_sums(Vec<float>::type a, Vec<float>::type b, Vec<float>::type c, Vec<float>::type d,
+                            float* total, std::index_sequence<I...>) {
   constexpr int n = Vec<float>::lanes;
   // Within each group of four lanes: (a0 b0 a1 b1) + (a2 b2 a3 b3), then (a b c d).
   constexpr auto interleave = [](int i, int high) { return i / 4 * 4 + i % 4 / 2 + 2 * high + (i % 2) * n; };
@@ -130,19 +130,21 @@ EFFOPS_INLINE void sum_four(Vec<float>::type a, Vec<float>::type b, Vec<float>::
                   __builtin_shufflevector(c, d, interleave(I, 1)...);
   const auto abcd = __builtin_shufflevector(ab, cd, join(I, 0)...) +
                     __builtin_shufflevector(ab, cd, join(I, 1)...);
-  store(out, fold_to_four<float, n>(abcd));
+  auto sums = fold_to_four<float, n>(abcd);
+  sums += load<decltype(sums)>(total);
+  store(total, sums);
 }
-EFFOPS_INLINE void sum_four(Vec<float>::type a, Vec<float>::type b, Vec<float>::type c, Vec<float>::type d,
-                            float* out) {
-  sum_four(a, b, c, d, out, std::make_index_sequence<Vec<float>::lanes>{});
+EFFOPS_INLINE void add_sums(Vec<float>::type a, Vec<float>::type b, Vec<float>::type c, Vec<float>::type d,
+                            float* total) {
+  add_sums(a, b, c, d, total, std::make_index_sequence<Vec<float>::lanes>{});
 }
-EFFOPS_INLINE void sum_four(Vec<double>::type a, Vec<double>::type b, Vec<double>::type c,
-                            Vec<double>::type d, double* out) {
+EFFOPS_INLINE void add_sums(Vec<double>::type a, Vec<double>::type b, Vec<double>::type c,
+                            Vec<double>::type d, double* total) {
   const Vec<double>::type all[4] = {a, b, c, d};
   for (int k = 0; k < 4; ++k) {
-    double total = 0;
-    for (int i = 0; i < Vec<double>::lanes; ++i) total += all[k][i];
-    out[k] = total;
+    double sum = 0;
+    for (int i = 0; i < Vec<double>::lanes; ++i) sum += all[k][i];
+    total[k] += sum;
   }
 }
 

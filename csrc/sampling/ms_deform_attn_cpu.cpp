@@ -215,8 +215,9 @@ class GradientSlices {
   int64_t first_ = 0;
 };
 
-// Backward tasks are (image, head, level): each owns the rows and the points that it writes, and visits
-// the queries in order, so that no atomics are needed and the sums do not depend on the threads.
+// Backward tasks are (image, head), or (image, head, level) when that leaves threads idle and no levels
+// share rows. Each owns the rows and the points that it writes and visits the queries in order: no atomics
+// are needed, and the sums do not depend on the threads.
 void run_backward(const Problem& problem, const Tensor& grad_output,  // [B, Q, M, D]
                   const Tensor* grad_value, const Tensor* grad_locations, const Tensor* grad_weights) {
   const MsDeformAttnShape& s = problem.shape;
@@ -224,7 +225,7 @@ void run_backward(const Problem& problem, const Tensor& grad_output,  // [B, Q, 
   const auto backward = kernels.backward[static_cast<int>(problem.type)];
   const PointInputs inputs = problem.inputs();
   const int64_t scratch_bytes = kernels.scratch_bytes(s);
-  const int64_t parts = grad_value != nullptr && problem.has_overlapping_levels() ? 1 : s.levels;
+  const bool levels_are_apart = grad_value == nullptr || !problem.has_overlapping_levels();
   const int64_t per_group = problem.slices_per_group();
   PackedSlices slices(problem, problem.value, problem.reads_in_place(), per_group);
   PackedSlices grads(problem, grad_output, false, per_group);
@@ -236,6 +237,7 @@ void run_backward(const Problem& problem, const Tensor& grad_output,  // [B, Q, 
     slices.load(first, count);
     grads.load(first, count);
     if (sums) sums->clear(first, count);
+    const int64_t parts = count < num_threads() && levels_are_apart ? s.levels : 1;
     parallel_for(count * parts, 1, [&](int64_t begin, int64_t end) {
       const Scratch scratch(scratch_bytes);
       for (int64_t task = begin; task < end; ++task) {

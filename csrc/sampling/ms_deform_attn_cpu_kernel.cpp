@@ -160,9 +160,7 @@ EFFOPS_INLINE void scatter_points(PointTile<accumulator_t<T>>& tile, const Point
           const T* corner = rows + tile.row[k][i] * value.row_stride;
           for (int n = 0; n < N; ++n) dot[k] += g[n] * load_wide(corner + n * lanes);
         }
-        Acc total[4];
-        sum_four(dot[0], dot[1], dot[2], dot[3], total);
-        for (int k = 0; k < 4; ++k) tile.dots[4 * i + k] += total[k];
+        add_sums(dot[0], dot[1], dot[2], dot[3], tile.dots + 4 * i);
       }
       if (needs.rows) {
         for (int k = 0; k < 4; ++k) {

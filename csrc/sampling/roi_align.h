@@ -1,6 +1,8 @@
 // Checks of roi_align that the CPU and the CUDA library share.
 #pragma once
 
+#include <limits>
+
 #include "pyramid.h"
 #include "roi_align_math.h"
 

@@ -1,0 +1,101 @@
+// Copies between maps, whose channels may lie far apart, and rows of channels that lie next to each
+// other. Included by ISA files only.
+#pragma once
+
+#include "../common/simd.h"
+
+namespace effops::sampling {
+namespace {
+
+using namespace effops::simd;
+
+constexpr int kBlock = 8;  // elements of a side of the blocks that are transposed in registers
+
+template <int kBytes>
+struct BlockRow;
+template <>
+struct BlockRow<2> {
+  typedef uint16_t type __attribute__((vector_size(2 * kBlock)));
+};
+template <>
+struct BlockRow<4> {
+  typedef uint32_t type __attribute__((vector_size(4 * kBlock)));
+};
+template <>
+struct BlockRow<8> {
+  typedef uint64_t type __attribute__((vector_size(8 * kBlock)));
+};
+
+// Bits of an element's place (3 of the row, 3 of the column) move on by one; three times swap them.
+template <typename V>
+EFFOPS_INLINE void interleave_halves(const V (&from)[kBlock], V (&to)[kBlock]) {
+  for (int i = 0; i < kBlock / 2; ++i) {
+    to[2 * i] = __builtin_shufflevector(from[i], from[i + 4], 0, 8, 1, 9, 2, 10, 3, 11);
+    to[2 * i + 1] = __builtin_shufflevector(from[i], from[i + 4], 4, 12, 5, 13, 6, 14, 7, 15);
+  }
+}
+
+// to[j * to_stride + i] = from[i * from_stride + j] for i, j < 8.
+template <typename T>
+EFFOPS_INLINE void transpose_block(const T* from, int64_t from_stride, T* to, int64_t to_stride) {
+  using V = typename BlockRow<sizeof(T)>::type;
+  V a[kBlock], b[kBlock];
+  for (int i = 0; i < kBlock; ++i) a[i] = load<V>(from + i * from_stride);
+  interleave_halves(a, b);
+  interleave_halves(b, a);
+  interleave_halves(a, b);
+  for (int i = 0; i < kBlock; ++i) store(to + i * to_stride, b[i]);
+}
+
+// `pixels` rows of `channels` channels, from anywhere to rows that are `padded` apart and end with zeros.
+template <typename T>
+EFFOPS_INLINE void pack_rows(const T* from, int64_t pixel_stride, int64_t channel_stride, int64_t pixels,
+                             int64_t channels, int64_t padded, T* to) {
+  const bool blocks = pixel_stride == 1 && channel_stride != 1;
+  const int64_t block_pixels = blocks ? pixels / kBlock * kBlock : 0;
+  const int64_t block_channels = blocks ? channels / kBlock * kBlock : 0;
+  for (int64_t p = 0; p < block_pixels; p += kBlock) {
+    for (int64_t c = 0; c < block_channels; c += kBlock) {
+      transpose_block(from + c * channel_stride + p, channel_stride, to + p * padded + c, padded);
+    }
+  }
+  for (int64_t p = 0; p < pixels; ++p) {
+    const T* pixel = from + p * pixel_stride;
+    T* row = to + p * padded;
+    int64_t c = p < block_pixels ? block_channels : 0;
+    if (channel_stride == 1) {
+      for (; c < channels; ++c) row[c] = pixel[c];
+    } else {
+      for (; c < channels; ++c) row[c] = pixel[c * channel_stride];
+    }
+    for (c = channels; c < padded; ++c) row[c] = T{};
+  }
+}
+
+// The reverse, rounded to T: to[c * channel_stride + p] = from[p * padded + c].
+template <typename T>
+EFFOPS_INLINE void unpack_rows(const accumulator_t<T>* from, int64_t padded, int64_t pixels, int64_t channels,
+                               T* to, int64_t channel_stride) {
+  using A = accumulator_t<T>;
+  const int64_t block_pixels = padded > 1 ? pixels / kBlock * kBlock : 0;
+  const int64_t block_channels = padded > 1 ? channels / kBlock * kBlock : 0;
+  A block[kBlock * kBlock];
+  for (int64_t c = 0; c < block_channels; c += kBlock) {
+    for (int64_t p = 0; p < block_pixels; p += kBlock) {
+      transpose_block(from + p * padded + c, padded, block, kBlock);
+      for (int i = 0; i < kBlock; ++i) {
+        T* run = to + (c + i) * channel_stride + p;
+        for (int j = 0; j < kBlock; ++j) run[j] = narrow<T>(block[i * kBlock + j]);
+      }
+    }
+  }
+  for (int64_t c = 0; c < channels; ++c) {
+    T* run = to + c * channel_stride;
+    for (int64_t p = c < block_channels ? block_pixels : 0; p < pixels; ++p) {
+      run[p] = narrow<T>(from[p * padded + c]);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace effops::sampling
