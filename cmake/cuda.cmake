@@ -26,10 +26,10 @@ if(NOT CMAKE_CUDA_COMPILER)
   set(effops_cuda_archs "")
   return()
 endif()
-set(CMAKE_CUDA_STANDARD 20)
+set(CMAKE_CUDA_STANDARD 17)  # CMake 3.25 knows no later one for nvcc
 set(CMAKE_CUDA_STANDARD_REQUIRED ON)
-set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
 enable_language(CUDA)
+set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
 set(effops_cuda_compiler "${CMAKE_CUDA_COMPILER_VERSION}")
 
 file(WRITE "${CMAKE_BINARY_DIR}/torch_cuda_stub.c" "
@@ -50,7 +50,7 @@ target_compile_definitions(effops_cuda PRIVATE USE_CUDA)
 list(JOIN prefix_maps "," host_maps)
 target_compile_options(effops_cuda PRIVATE
   $<$<COMPILE_LANGUAGE:CUDA>:-Xptxas=-v,-warn-spills -Xcompiler=${host_maps}>
-  $<$<AND:$<COMPILE_LANGUAGE:CUDA>,$<BOOL:${EFFOPS_WERROR}>>:-Werror=all-warnings>)
+  $<$<AND:$<COMPILE_LANGUAGE:CUDA>,$<BOOL:${EFFOPS_WERROR}>>:-Werror=all-warnings -Xptxas=-Werror>)
 set_target_properties(effops_cuda PROPERTIES
   CUDA_COMPILER_LAUNCHER "${Python_EXECUTABLE};${CMAKE_SOURCE_DIR}/cmake/ptxas_report.py")
 install(TARGETS effops_cuda LIBRARY DESTINATION effops)
