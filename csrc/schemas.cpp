@@ -6,4 +6,8 @@ STABLE_TORCH_LIBRARY(effops, m) {
   // sampling
   m.def("ms_deform_attn(Tensor value, Tensor spatial_shapes, Tensor? level_start_index, Tensor sampling_locations, Tensor attention_weights) -> Tensor");
   m.def("ms_deform_attn_backward(Tensor grad_output, Tensor value, Tensor spatial_shapes, Tensor? level_start_index, Tensor sampling_locations, Tensor attention_weights, bool need_value, bool need_locations, bool need_weights, bool deterministic) -> (Tensor, Tensor, Tensor)");
+  m.def("point_sample(Tensor[] pyramid, Tensor batch, Tensor level, Tensor xy) -> Tensor");
+  m.def("point_sample_backward(Tensor grad_output, Tensor[] pyramid, Tensor batch, Tensor level, Tensor xy, bool need_pyramid, bool need_xy, bool deterministic) -> (Tensor[], Tensor)");
+  m.def("roi_align(Tensor[] pyramid, Tensor rois, Tensor level, SymInt output_height, SymInt output_width, int sampling_ratio, bool aligned, float[] strides) -> Tensor");
+  m.def("roi_align_backward(Tensor grad_output, Tensor[] pyramid, Tensor rois, Tensor level, SymInt output_height, SymInt output_width, int sampling_ratio, bool aligned, float[] strides, bool deterministic) -> Tensor[]");
 }

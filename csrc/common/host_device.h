@@ -15,10 +15,13 @@
 #define EFFOPS_DYNAMIC_SHARED(type, name)                             \
   extern __shared__ __align__(16) unsigned char effops_shared_bytes[]; \
   type* name = reinterpret_cast<type*>(effops_shared_bytes)
+// A shared array `type name[count]` aligned to 16 bytes, at the start of a block's scope. For more
+// dimensions let `type` be an alias of an array type.
+#define EFFOPS_SHARED(type, name, count) __shared__ __align__(16) type name[count]
 #else
 #define EFFOPS_HD __attribute__((always_inline)) inline
 #define EFFOPS_DEVICE __attribute__((always_inline)) inline
 #if defined(EFFOPS_SIMULATOR)
-#include "cuda_on_host.h"  // defines EFFOPS_DYNAMIC_SHARED and the CUDA keywords
+#include "cuda_on_host.h"  // defines EFFOPS_DYNAMIC_SHARED, EFFOPS_SHARED and the CUDA keywords
 #endif
 #endif

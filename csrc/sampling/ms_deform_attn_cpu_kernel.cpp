@@ -100,9 +100,8 @@ void forward(const PointInputs& inputs, const ValueSlice& value, const QueryRang
   using Acc = accumulator_t<T>;
   constexpr int lanes = lanes_of<T>();
   const MsDeformAttnShape& s = inputs.shape;
-  const int64_t per_query = s.levels * s.points, step = tile_queries(per_query);
   PointTile<Acc> tile = make_tile<Acc>(s, scratch);
-  fill_level_tables(tile, inputs, 0, s.levels);
+  const auto [per_query, step] = prepare_tiles(tile, inputs, range);
   for (int64_t begin = range.begin; begin < range.end; begin += step) {
     const int64_t queries = begin + step < range.end ? step : range.end - begin;
     read_points(tile, inputs, range, begin, queries);
@@ -238,16 +237,15 @@ void backward(const PointInputs& inputs, const ValueSlice& value, const QueryRan
   using Acc = accumulator_t<T>;
   constexpr int lanes = lanes_of<T>();
   const MsDeformAttnShape& s = inputs.shape;
-  const int64_t per_query = (range.level_end - range.level_begin) * s.points, step = tile_queries(per_query);
   PointTile<Acc> tile = make_tile<Acc>(s, scratch);
-  fill_level_tables(tile, inputs, range.level_begin, range.level_end);
+  const auto [per_query, step] = prepare_tiles(tile, inputs, range);
   const Needs needs{gradients.grad_rows != nullptr,
                     gradients.grad_locations != nullptr || gradients.grad_weights != nullptr};
   for (int64_t begin = range.begin; begin < range.end; begin += step) {
     const int64_t queries = begin + step < range.end ? step : range.end - begin;
     read_points(tile, inputs, range, begin, queries);
     locate_corners(tile, queries * per_query);
-    if (needs.dots) memset(tile.dots, 0, 4 * tile.capacity * sizeof(Acc));
+    if (needs.dots) memset(tile.dots, 0, 4 * queries * per_query * sizeof(Acc));
     for (int64_t q = 0; q < queries; ++q) {
       const T* grad = static_cast<const T*>(gradients.grad_output) + (begin + q) * value.padded;
       int64_t channel = 0;

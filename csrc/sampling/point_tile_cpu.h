@@ -61,19 +61,37 @@ inline PointTile<Acc> make_tile(const MsDeformAttnShape& shape, void* scratch) {
   return tile;
 }
 
-// Sizes of each point's level, the same for every query of a tile.
+// Sizes of each point's level, for whole queries until `count` points and the rest of a register are filled.
 template <typename Acc>
-inline void fill_level_tables(PointTile<Acc>& tile, const PointInputs& inputs, int64_t level_begin,
-                              int64_t level_end) {
-  const int64_t points = inputs.shape.points;
-  const int64_t per_query = (level_end - level_begin) * points;
-  for (int64_t i = 0; i < tile.capacity; ++i) {
-    const Level& level = inputs.levels[level_begin + (per_query > 0 ? i % per_query / points : 0)];
-    tile.columns[i] = level.width;
-    tile.lines[i] = level.height;
-    tile.width[i] = static_cast<Acc>(level.width);
-    tile.height[i] = static_cast<Acc>(level.height);
+inline void fill_level_tables(PointTile<Acc>& tile, const PointInputs& inputs, const QueryRange& range,
+                              int64_t count) {
+  count = (count + Vec<Acc>::lanes - 1) / Vec<Acc>::lanes * Vec<Acc>::lanes;
+  int64_t i = 0;
+  while (i < count) {
+    for (int64_t l = range.level_begin; l < range.level_end; ++l) {
+      const Level& level = inputs.levels[l];
+      for (int64_t p = 0; p < inputs.shape.points && i < count; ++p, ++i) {
+        tile.columns[i] = level.width;
+        tile.lines[i] = level.height;
+        tile.width[i] = static_cast<Acc>(level.width);
+        tile.height[i] = static_cast<Acc>(level.height);
+      }
+    }
   }
+}
+
+// The queries of a range, cut into tiles of at most `step`.
+struct Tiles {
+  int64_t per_query, step;
+};
+
+template <typename Acc>
+inline Tiles prepare_tiles(PointTile<Acc>& tile, const PointInputs& inputs, const QueryRange& range) {
+  const int64_t per_query = (range.level_end - range.level_begin) * inputs.shape.points;
+  const int64_t queries = range.end - range.begin, most = tile_queries(per_query);
+  const int64_t step = queries < most ? queries : most;
+  fill_level_tables(tile, inputs, range, step * per_query);
+  return {per_query, step};
 }
 
 template <typename T, typename Acc>

@@ -10,6 +10,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstring>
 
 #include "../common/dtype_switch.h"
 #include "../common/parallel.h"
