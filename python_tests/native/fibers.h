@@ -28,6 +28,9 @@ using Where = std::source_location;
 // Ends the process with a message that names the running block and thread, if there is one.
 [[noreturn]] [[gnu::format(printf, 1, 2)]] void fail(const char* format, ...);
 
+// Writes the running block and thread, if there is one, to stderr.
+void report_place();
+
 enum class Order { kForward, kReverse, kRandom };
 void set_schedule(Order order, uint64_t seed);
 
@@ -44,12 +47,15 @@ void launch(dim3 grid, dim3 block, size_t shared_bytes, const Kernel& kernel, co
 
 // Memory of the running block. Each array is its own heap allocation, so that ASan guards its ends, and
 // is filled with 0xff: NaN as any float type, -1 as any integer.
+void begin_shared_memory(size_t dynamic_bytes);
+void end_shared_memory();
 void* dynamic_shared();
 void* static_shared(const void* key, const char* name, size_t bytes, size_t alignment);
 
 // One array per declaration (and per template instance) and block, whichever thread comes first.
 template <typename T, size_t kCount>
-T (&shared_array(const void* key, const char* name))[kCount] {
+T (&shared_array(const void* key, const char* name))
+[kCount] {
   constexpr size_t kAlignment = alignof(T) > 16 ? alignof(T) : 16;
   return *static_cast<T(*)[kCount]>(static_shared(key, name, sizeof(T) * kCount, kAlignment));
 }
@@ -80,7 +86,8 @@ unsigned active_mask(Where where);
 
 unsigned lane_index();
 
-// To be called before an atomic access: another fiber may run first, and the race detector is told.
+// To be called before an atomic access, with the kernel's code address: another fiber may run first, and
+// the race detector is told.
 void atomic_point(const void* address, size_t bytes, const void* code);
 // Lets another fiber run first, if the schedule is random.
 void give_way();

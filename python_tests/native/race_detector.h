@@ -16,7 +16,6 @@ namespace simulator::races {
 #if defined(EFFOPS_SIMULATOR_RACES)
 void watch(const void* begin, size_t bytes, const char* name, bool initialised);
 void forget(const void* begin);
-void mark_initialised(const void* begin);
 
 void begin_launch();
 void end_launch();
@@ -28,7 +27,6 @@ void on_atomic(const void* address, size_t bytes, const void* code);
 #else
 inline void watch(const void*, size_t, const char*, bool) {}
 inline void forget(const void*) {}
-inline void mark_initialised(const void*) {}
 inline void begin_launch() {}
 inline void end_launch() {}
 inline void begin_block(unsigned) {}
