@@ -42,7 +42,7 @@ template <typename To, typename From>
 EFFOPS_HD To bit_cast(From value) {
   static_assert(sizeof(To) == sizeof(From), "bit_cast needs equal sizes");
   To result;
-  memcpy(&result, &value, sizeof(To));
+  memcpy(static_cast<void*>(&result), &value, sizeof(To));
   return result;
 }
 

@@ -61,6 +61,20 @@ EFFOPS_HD void corner_weights(const Corners<T>& c, T (&weight)[4]) {
   weight[3] = c.valid[3] ? c.fy * c.fx : T(0);
 }
 
+// For kernels that read all four corners: where a column (or row) lies outside, both of its corners read
+// the neighbour inside, with half of its weight each. Weight 0 would do for finite values, but 0 * Inf is NaN.
+template <typename T>
+EFFOPS_HD void share_border_weights(bool two_columns, bool two_rows, T (&weight)[4]) {
+  if (!two_columns) {
+    weight[0] = weight[1] = T(0.5) * (weight[0] + weight[1]);
+    weight[2] = weight[3] = T(0.5) * (weight[2] + weight[3]);
+  }
+  if (!two_rows) {
+    weight[0] = weight[2] = T(0.5) * (weight[0] + weight[2]);
+    weight[1] = weight[3] = T(0.5) * (weight[1] + weight[3]);
+  }
+}
+
 // d v / d x and d v / d y, from the corner values (0 for corners outside the map).
 template <typename T>
 EFFOPS_HD void corner_slopes(const Corners<T>& c, const T (&value)[4], T& dx, T& dy) {

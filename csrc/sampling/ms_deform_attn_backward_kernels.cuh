@@ -160,7 +160,8 @@ EFFOPS_DEVICE void store_point_gradients(const BackwardArguments<T>& arguments, 
   const bool active = rows.active();
   const PointArguments<T>& points = arguments.points;
   if (arguments.grad_weights) {
-    store_scalar<T>(arguments.grad_weights, points.weights_as_value, point_index, active ? grad_weight : A(0));
+    store_scalar<T>(arguments.grad_weights, points.weights_as_value, point_index,
+                    active ? grad_weight : A(0));
   }
   if (arguments.grad_locations) {
     const A grad_x = active ? details.width * details.attention * slope_x : A(0);
@@ -184,10 +185,9 @@ EFFOPS_DEVICE void store_point_gradients(const BackwardArguments<T>& arguments, 
 // Parallelism: as forward, with groups of at least 4 lanes; the products of 4 points are reduced over the
 // group together (4 exchanges per point for 8 lanes, 12 for a plain butterfly), and land in the lane that
 // located the point. grad_value is added atomically: vectors of 4 floats from sm_90 on.
-// Bytes: forward's, and grad_output, grad_locations, grad_weights, and grad_value once more written and
-// read in the second-level cache, 4 B Q M L P D e_accumulator of atomics. Example (see forward): 250 MB
-// compulsory = 75 us, gather 98 us, 182 M vector atomics of 16 bytes: bound by the atomics in the
-// second-level cache (2.91 GB at about 2.5 TB/s: 1.1 ms if none combine; not measured).
+// Bytes: forward's, and grad_output, grad_locations, grad_weights; 4 B Q M L P D e_accumulator of atomic
+// additions in the second-level cache. Example (see forward), float32: 250 MB compulsory = 75 us, gather
+// 98 us, 182 M additions of 16 bytes (2.91 GB). Expected to be bound by these additions; not measured.
 // Limits: those of forward, with kVector > 1 also D <= 32 * kVector. The order of the atomic additions,
 // and with it the last bits of grad_value, change from run to run.
 template <typename T, int kVector, bool kNeedValue, bool kNeedPoints>
@@ -202,8 +202,8 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<T>)
   do {
     const Place<work_index_t<kVector>> place(tiling, static_cast<work_index_t<kVector>>(work));
     const bool has_query = place.query < tiling.queries;
-    const int64_t slice =
-        (place.image * arguments.points.pyramid.rows * tiling.heads + place.head) * tiling.channels;
+    const int64_t slice = (place.image * arguments.points.pyramid.rows * tiling.heads + place.head) *
+                          tiling.channels;
     const LaneView<T> view{arguments.value + slice,
                            kNeedValue ? arguments.grad_value + slice : nullptr,
                            arguments.grad_output + place.query_row * tiling.channels,

@@ -26,8 +26,9 @@ struct Inputs {
         locations(as_aligned(sampling_locations, 16)),
         weights(as_contiguous(attention_weights)) {
     if (!fits_kernels(shape)) {
-      fail("ms_deform_attn: expected fewer than 2^32 rows S, 2^30 points L * P and 2^29 channels M * D on CUDA, ",
-           "got value ", shape_text(value), " and attention_weights ", shape_text(weights));
+      fail(
+          "ms_deform_attn: expected fewer than 2^32 rows S, 2^30 points L * P and 2^29 channels M * D on CUDA, ",
+          "got value ", shape_text(value), " and attention_weights ", shape_text(weights));
     }
     set_levels(spatial_shapes, level_start_index);
   }
@@ -179,9 +180,8 @@ Tensor ms_deform_attn(const Tensor& value,                             // [B, S,
   if (inputs.is_empty()) return zeros_of(value, {s.batch, s.queries, s.heads * s.channels});
   inputs.make_level_table(scope);
   const Tensor output = empty_of(value, {s.batch, s.queries, s.heads * s.channels});
-  dispatch_floating("ms_deform_attn", "value", value.scalar_type(), [&](auto tag) {
-    run_forward<typename decltype(tag)::type>(inputs, scope, output);
-  });
+  dispatch_floating("ms_deform_attn", "value", value.scalar_type(),
+                    [&](auto tag) { run_forward<typename decltype(tag)::type>(inputs, scope, output); });
   return output;
 }
 

@@ -141,8 +141,8 @@ EFFOPS_DEVICE void add_level(const OwnerArguments<T>& arguments, const Owned<T>&
       ++query;
     }
     load(next_x, next_y);  // of the next turn: in flight during this one
-    const FoundPoint<A> found = find_point(points, level, owned, x, y, this_query < arguments.queries,
-                                           this_query, this_index);
+    const FoundPoint<A> found =
+        find_point(points, level, owned, x, y, this_query < arguments.queries, this_query, this_index);
     add_found_points(owned, found, __ballot_sync(kFullWarp, found.rows != kNoRows));
     x = next_x;
     y = next_y;
@@ -192,7 +192,8 @@ __global__ void __launch_bounds__(kOwnerThreads, kOwnerBlocks)
     const int64_t first_row = rest % arguments.row_tiles * kOwnedRows<T>;
     const int64_t head_index = rest / arguments.row_tiles;
     const int64_t image = head_index / arguments.heads, head = head_index % arguments.heads;
-    const int64_t num_rows = pyramid.rows - first_row < kOwnedRows<T> ? pyramid.rows - first_row : kOwnedRows<T>;
+    const int64_t num_rows = pyramid.rows - first_row < kOwnedRows<T> ? pyramid.rows - first_row
+                                                                      : kOwnedRows<T>;
     const int64_t channel = chunk * kWarpSize + lane, element = head * arguments.channels + channel;
     const int64_t total_points = arguments.points.total_points;
     const Owned<T> owned{static_cast<uint32_t>(first_row),
@@ -211,7 +212,8 @@ __global__ void __launch_bounds__(kOwnerThreads, kOwnerBlocks)
       if (overlaps) add_level(arguments, owned, level_index, level);
     }
     __syncthreads();
-    store_owned_rows(owned, tiles, arguments.grad_value + (image * pyramid.rows + first_row) * row_stride + element,
+    store_owned_rows(owned, tiles,
+                     arguments.grad_value + (image * pyramid.rows + first_row) * row_stride + element,
                      row_stride);
     __syncthreads();  // the next work clears the tiles
   }
@@ -222,8 +224,9 @@ OwnerArguments<T> make_owner_arguments(const MsDeformAttnShape& shape, const Poi
                                        const T* grad_output, T* grad_value) {
   const int64_t row_tiles = (shape.rows + kOwnedRows<T> - 1) / kOwnedRows<T>;
   const int64_t chunks = (shape.channels + kWarpSize - 1) / kWarpSize;
-  return {points,        grad_output,   grad_value,     shape.heads,
-          shape.queries, shape.channels, row_tiles, chunks, shape.batch * shape.heads * row_tiles * chunks};
+  return {points,      grad_output,   grad_value,
+          shape.heads, shape.queries, shape.channels,
+          row_tiles,   chunks,        shape.batch * shape.heads * row_tiles * chunks};
 }
 
 }  // namespace effops::sampling

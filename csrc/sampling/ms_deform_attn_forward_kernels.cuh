@@ -56,7 +56,8 @@ EFFOPS_DEVICE void add_points(const SharedPoint<A>& own, int source, const T* va
 // Bytes: B S M D e_value + B Q M (L P (2 e_location + e_weight) + D e_value) compulsory, 4 B Q M L P D
 // e_value through the first-level cache. Example: B = 2, Q = S = 22223, M = 8, D = 32, L = P = 4 on an
 // H100 (132 SM at 1.755 GHz): 159 MB and 2.91 GB in float32, 48 us of device memory and 98 us of
-// first-level cache: bound by that cache. bfloat16: 31 us and 49 us.
+// first-level cache, and about 53 instructions per point and warp, 100 us of issue slots: bound by that
+// cache and by issue. bfloat16: 31 us, 49 us and 100 us (112 instructions, but twice the queries per warp).
 // Limits: fits_kernels; with kVector > 1 also D % kVector == 0, 16-byte aligned arrays and a grid of
 // tiling.works blocks.
 template <typename T, int kVector>
@@ -84,6 +85,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<T>)
         const int32_t index = first + place.group_lane;
         locate_point(arguments.points, levels, place.query_row * total_points, index,
                      has_query && index < total_points, own, details);
+        share_border_weights(own.rows.two_columns(), own.rows.two_rows(), own.weight);
         const int end = place.first_lane + (total_points - first < lanes ? total_points - first : lanes);
         for (int source = place.first_lane; source < end; source += 2) {
           add_points<2>(own, source, value, tiling.row_bytes, has_channels, sums);

@@ -29,7 +29,7 @@ struct Pyramid {
   int64_t rows;           // of value
   const int64_t* shapes;  // [levels, 2] on the device, or null: shape_values
   const int64_t* starts;  // [levels] on the device, or null: consecutive if shapes is set, else start_values
-  const Level* table;     // [levels] on the device, made by level_table_kernel, or null
+  const Level* table;  // [levels] on the device, made by level_table_kernel, or null
   int64_t shape_values[kLevelsByValue][2];
   int64_t start_values[kLevelsByValue];
 };
@@ -37,19 +37,19 @@ struct Pyramid {
 template <typename T>
 struct PointArguments {
   Pyramid pyramid;
-  const void* locations;    // [B, Q, M, L, P, 2], aligned to pairs
-  const void* weights;      // [B, Q, M, L, P]
+  const void* locations;  // [B, Q, M, L, P, 2], aligned to pairs
+  const void* weights;  // [B, Q, M, L, P]
   bool locations_as_value;  // of type T, else float
   bool weights_as_value;
-  int32_t points;           // P
-  int32_t total_points;     // L * P
+  int32_t points;  // P
+  int32_t total_points;  // L * P
 };
 
 // How the work is cut: blocks take (image, head, tile of queries), tiles first.
 struct Tiling {
   int64_t heads, queries;
-  int64_t tiles;       // of queries, per head
-  int64_t works;       // images * heads * tiles
+  int64_t tiles;  // of queries, per head
+  int64_t works;  // images * heads * tiles
   int32_t channels;
   uint32_t row_bytes;  // of value: heads * channels elements
   int32_t lanes_log2;  // lanes of a group
@@ -134,6 +134,8 @@ struct CornerRows {
   static constexpr uint32_t kColumnStep = 1u << 28, kLeft = 1u << 29, kTop = 1u << 30, kActive = 1u << 31;
 
   EFFOPS_DEVICE bool active() const { return (steps & kActive) != 0; }
+  EFFOPS_DEVICE bool two_columns() const { return (steps & kColumnStep) != 0; }
+  EFFOPS_DEVICE bool two_rows() const { return (steps & 0xffffffu) != 0; }
   EFFOPS_DEVICE uint32_t row(int corner) const {
     return first + (corner & 1 ? steps >> 28 & 1 : 0) + (corner & 2 ? steps & 0xffffffu : 0);
   }
@@ -142,8 +144,9 @@ struct CornerRows {
   }
   // Inactive points have no valid corner.
   EFFOPS_DEVICE void valid_corners(bool (&valid)[4]) const {
-    const bool left = active() && (steps & kLeft), right = active() && (steps & (kColumnStep | kLeft)) != kLeft;
-    const bool top = steps & kTop, bottom = (steps & 0xffffffu) != 0 || !top;
+    const bool left = active() && (steps & kLeft),
+               right = active() && (steps & (kColumnStep | kLeft)) != kLeft;
+    const bool top = steps & kTop, bottom = two_rows() || !top;
     valid[0] = left && top;
     valid[1] = right && top;
     valid[2] = left && bottom;
@@ -248,10 +251,10 @@ Tiling make_tiling(const MsDeformAttnShape& shape, int vector, int minimum_log2)
 // that every block has one, because 64-bit division is slow.
 template <typename Index>
 struct Place {
-  int group_lane;     // in the group
-  int first_lane;     // of the group, in the warp
+  int group_lane;  // in the group
+  int first_lane;  // of the group, in the warp
   int64_t image, head;
-  int64_t query;      // may be past the end
+  int64_t query;  // may be past the end
   int64_t query_row;  // of (image, query, head) in an array [B, Q, M]
 
   EFFOPS_DEVICE Place(const Tiling& tiling, Index work) {

@@ -18,12 +18,14 @@ def install(name: str, rules: tuple[str, ...]) -> None:
     """Registers ``effops::<name>`` for autocast with a rule per positional argument.
 
     ``CAST``: to the autocast dtype; ``FLOAT32``: half precision to float32; ``KEEP``: as it is. float64
-    tensors are never cast.
+    tensors are never cast. The rule of a list holds for its tensors.
     """
     op = getattr(torch.ops.effops, name).default
     half = (torch.float16, torch.bfloat16)
 
     def cast(value: Any, rule: str, dtype: torch.dtype) -> Any:
+        if isinstance(value, (list, tuple)):
+            return [cast(item, rule, dtype) for item in value]
         if not isinstance(value, Tensor):
             return value
         if rule == CAST and value.dtype in (torch.float32, *half):

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from effops import ops, reference
 from effops.testing._layouts import LAYOUTS, STRIDE_ZERO
@@ -63,6 +63,22 @@ class ErrorInput:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     needs_values: bool = False
     native: bool = True
+
+    @property
+    def on_one_device(self) -> bool:
+        """No tensor is on another device (the meta device, which every machine has)."""
+        values = tree_leaves((self.args, dict(self.kwargs)))
+        return not any(isinstance(value, Tensor) and value.is_meta for value in values)
+
+    @property
+    def native_on_one_device(self) -> bool:
+        """The kernels of one device see the arguments."""
+        return self.native and self.on_one_device
+
+    @property
+    def seen_by_fake_kernel(self) -> bool:
+        """The metadata of the tensors, all on one device, are enough to refuse them."""
+        return self.on_one_device and not self.needs_values
 
 
 @dataclass(frozen=True)
@@ -118,7 +134,7 @@ class Maker:
         return tensor.to(self.dtype).to(self.device)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class OpInfo:
     """Everything that the property tests need to know about one op. Arguments go by their names.
 
@@ -131,11 +147,13 @@ class OpInfo:
     build: Callable[[Maker, Sizes], SampleInput]
     #: Sizes that random samples are drawn from.
     size_ranges: Mapping[str, range]
-    #: For tests that need one sample: a usual one; the smallest (Inductor, AOTInductor, golden FLOPs); one
-    #: whose work is split over several threads in every direction that the kernels split it.
+    #: For tests that need one sample: a usual one; the smallest (Inductor, AOTInductor, golden FLOPs); and
+    #: some whose work is split over several threads in every direction in which the kernels split it.
     typical: Sizes
     smallest: Sizes
-    large: Sizes
+    large: tuple[Sizes, ...]
+    #: Small samples that take other paths through the kernels than the typical one does.
+    other_paths: tuple[Sizes, ...] = ()
     #: Ordinary, awkward and empty samples; strided ones are made from the first ordinary one.
     draw_samples: Callable[[Maker], Iterator[SampleInput]]
     #: At least 20 wrong inputs.
@@ -157,12 +175,13 @@ class OpInfo:
     #: Arguments that vmap can batch, and tensors that it must refuse to batch.
     vmap_batched: tuple[str, ...] = ()
     vmap_shared: tuple[str, ...] = ()
-    #: Names of the sizes that may vary: {label: {dimension: name}}.
+    #: Names of the sizes that may vary: {label: {dimension: name}}. In the first ordinary sample each must
+    #: differ from every other size: torch.compile gives equal sizes one symbol and fixes them together.
     dynamic: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     #: FLOPs of forward, and of backward for all gradients, of the smallest sample.
     flops: tuple[int, int] = (0, 0)
     dtypes: tuple[torch.dtype, ...] = FLOAT_DTYPES
-    tolerances: Mapping[torch.dtype, Tolerance] = DEFAULT_TOLERANCES
+    tolerances: Mapping[torch.dtype, Tolerance] = field(default_factory=lambda: DEFAULT_TOLERANCES)
     #: The shape of the result depends on values: no vmap rule, no static-dispatch test.
     data_dependent_shape: bool = False
 

@@ -1,0 +1,16 @@
+"""The sections of the demo, one file each. A new one: a file with a constant SECTION, and a line here."""
+
+from importlib import import_module
+from typing import cast
+
+from effops.demo._section import Section
+
+#: Names on the command line and the modules behind them, in the order of the page.
+SECTIONS: dict[str, str] = {
+    "ms_deform_attn": "effops.demo.sections.ms_deform_attn",
+}
+
+
+def load(name: str) -> Section:
+    """The section of that name."""
+    return cast(Section, import_module(SECTIONS[name]).SECTION)

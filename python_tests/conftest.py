@@ -1,0 +1,119 @@
+"""Runs the property tests over ``effops.testing.OP_DB``.
+
+A test is parametrised by its arguments: ``info`` (an op), ``device``, ``dtype``, ``sample`` (one of the op's
+samples, by name) or ``error_input``. Marks narrow that down: ``ops("differentiable")``, ``kinds("empty")``,
+``dtypes(torch.float64)``, ``devices("cpu")``, ``errors("native")``.
+"""
+
+import logging
+import os
+
+import pytest
+import torch
+from hypothesis import settings
+
+from effops import _load
+from effops.testing import OP_DB
+
+MARKS = (
+    "compile: compiles graphs or C++ code (slow; left out of the sanitizer run)",
+    "ops(field): only ops for which this field of OpInfo says something",
+    "kinds(*kinds): only samples of these kinds: ordinary, awkward, empty, strided",
+    "dtypes(*dtypes): only these dtypes, where the op supports them",
+    "devices(*devices): only these devices",
+    "errors(field): only error inputs of which this property of ErrorInput holds",
+)
+HAS_CUDA = torch.cuda.is_available() and _load.cuda_missing_reason is None
+
+
+def pytest_configure(config):
+    for mark in MARKS:
+        config.addinivalue_line("markers", mark)
+    # Most inputs are too small for threads; tests that are about threads set their number themselves.
+    torch.set_num_threads(1)
+    # Otherwise thousands of lines stand beside every failure.
+    logging.getLogger("torch.__trace").addFilter(lambda record: False)
+    settings.register_profile("ci", max_examples=60, deadline=None, derandomize=True)
+    settings.register_profile("nightly", max_examples=1000, deadline=None)
+    settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+def pytest_generate_tests(metafunc):
+    """Fans a test out over those of the names in ``_OPTIONS`` that it (or a fixture of it) takes."""
+    names = [name for name in _OPTIONS if name in metafunc.fixturenames]
+    if "info" not in names:
+        return
+    marked = {mark.name: mark.args for mark in metafunc.definition.iter_markers()}
+    cases = [()]
+    for name in names:
+        cases = [(*case, value) for case in cases for value in _OPTIONS[name](marked, case)]
+    ids = ["-".join(str(getattr(v, "name", v)).removeprefix("torch.") for v in case) for case in cases]
+    metafunc.parametrize(names, cases, ids=ids)
+
+
+def _ops(marked, _case):
+    (field,) = marked.get("ops", ("name",))
+    return [info for info in OP_DB if getattr(info, field)]
+
+
+def _devices(marked, _case):
+    devices = ("cpu", "cuda") if HAS_CUDA else ("cpu",)
+    return [device for device in devices if device in marked.get("devices", devices)]
+
+
+def _dtypes(marked, case):
+    supported = case[0].dtypes
+    return [dtype for dtype in supported if dtype in marked.get("dtypes", supported)]
+
+
+def _sample_names(marked, case):
+    kinds = marked.get("kinds", ("ordinary", "awkward", "empty", "strided"))
+    return [name for name, kind in case[0].sample_kinds.items() if kind in kinds]
+
+
+def _error_names(marked, case):
+    """Wrong values are skipped by CUDA kernels, for which the host never waits."""
+    info, device = case[:2]
+    (field,) = marked.get("errors", ("name",))
+    errors = [error for error in info.error_inputs() if getattr(error, field)]
+    return [error.name for error in errors if device == "cpu" or not error.needs_values]
+
+
+_OPTIONS = {
+    "info": _ops,
+    "device": _devices,
+    "dtype": _dtypes,
+    "sample_name": _sample_names,
+    "error_name": _error_names,
+}
+
+
+@pytest.fixture
+def sample(info, device, dtype, sample_name):
+    """One of the op's samples."""
+    return info.sample(sample_name, device, dtype)
+
+
+@pytest.fixture
+def error_input(info, device, error_name):
+    """One of the op's wrong inputs."""
+    return next(error for error in info.error_inputs(device) if error.name == error_name)
+
+
+@pytest.fixture
+def threads():
+    """Sets the number of threads; the old one comes back."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler(request):
+    """Compilation tests neither see nor leave graphs of others."""
+    compiles = request.node.get_closest_marker("compile") is not None
+    if compiles:
+        torch._dynamo.reset()
+    yield
+    if compiles:
+        torch._dynamo.reset()

@@ -1,0 +1,168 @@
+"""The demo: page, pictures, table, correctness of what it compares with, and its errors."""
+
+import importlib
+import importlib.util
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from effops import reference
+from effops.demo import Settings, _photos, _timing, run
+from effops.demo._extras import MissingExtraError, require
+from effops.demo._section import Row
+from effops.demo.sections import SECTIONS, load
+from effops.demo.sections.ms_deform_attn import plain_pytorch
+
+
+def tiny(folder, **changes):
+    sizes = {"photo_side": 64, "seconds": 0.0, "learning_steps": 3}
+    return Settings(folder, tuple(SECTIONS), **(sizes | changes))
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """The page of a small run."""
+    return run(tiny(tmp_path_factory.mktemp("demo") / "made" / "here"))
+
+
+def test_every_picture_of_the_page_is_there(page):
+    html = page.read_text(encoding="utf-8")
+    pictures = re.findall(r'<img src="([^"]+)"', html)
+    assert len(pictures) == len(set(pictures)) >= 5 * len(SECTIONS)
+    for name in pictures:
+        assert (page.parent / name).read_bytes().startswith(b"\x89PNG")
+    assert {path.name for path in page.parent.iterdir()} == {"index.html", *pictures}
+
+
+def test_the_page_needs_nothing_from_elsewhere(page):
+    html = page.read_text(encoding="utf-8")
+    assert "<script" not in html
+    assert not re.findall(r"https?://", html)
+    assert str(page.parent) not in html
+
+
+def test_the_table_holds_every_comparison(page):
+    html = page.read_text(encoding="utf-8")
+    rows = [re.findall(r"<td[^>]*>([^<]*)</td>", line) for line in html.splitlines() if " ms</td>" in line]
+    assert [row[1] for row in rows if row[0] == "ms_deform_attn"] == [
+        f"{queries}, {direction}"
+        for queries in ("decoder", "encoder")
+        for direction in ("forward", "fwd + bwd")
+    ]
+    for row in rows:
+        ours, plain, ratio, error = (float(re.match(r"[\d.e+-]+", cell)[0]) for cell in row[3:])
+        assert ours > 0
+        assert plain > 0
+        assert ratio >= 0
+        assert error < 2e-5
+    for fact in (torch.__version__, "instruction set used", "cores"):
+        assert fact in html
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_a_section_says_how_many_steps_it_takes(name, tmp_path):
+    section, steps = load(name), []
+    result = section.run(tiny(tmp_path), steps.append)
+    assert len(steps) == section.steps
+    assert result.text
+    assert all(row.op == name for row in result.rows)
+    assert all(row.is_correct for row in result.rows)
+
+
+def test_a_wrong_result_is_shown_and_ends_in_an_error(tmp_path, monkeypatch, capsys):
+    module = importlib.import_module(SECTIONS["ms_deform_attn"])
+    monkeypatch.setattr(module, "_TOLERANCE", 0.0)
+    with pytest.raises(SystemExit, match="1"):
+        run(tiny(tmp_path))
+    assert "further from the definition" in capsys.readouterr().out
+    assert "wrong" in (tmp_path / "index.html").read_text(encoding="utf-8").split("</style>")[1]
+
+
+def test_plain_pytorch_is_the_same_function():
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(5, 4), (2, 3)]
+    value = torch.randn(2, 26, 3, 8, generator=generator, dtype=torch.float64)
+    locations = torch.rand(2, 7, 3, 2, 4, 2, generator=generator, dtype=torch.float64) * 1.4 - 0.2
+    weights = torch.rand(2, 7, 3, 2, 4, generator=generator, dtype=torch.float64)
+    plain = plain_pytorch(value, shapes, locations, weights)
+    exact = reference.ms_deform_attn(value, shapes, None, locations, weights)
+    torch.testing.assert_close(plain, exact)
+    assert plain.is_contiguous()
+
+
+@pytest.mark.parametrize("name", _photos.CREDITS)
+def test_photographs_ship_with_scikit_image(name, monkeypatch):
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("a photograph is downloaded"))
+    photo = _photos.load(name, 100)
+    assert photo.shape[0] == 3
+    assert max(photo.shape) == 100
+    assert photo.min() >= 0
+    assert photo.max() <= 1
+    assert photo.std() > 0.05
+
+
+def test_pyramid():
+    pyramid = _photos.make_pyramid(_photos.load("coffee", 100), heads=4, channels=8)
+    assert pyramid.shapes == [(17, 25), (9, 13), (5, 7), (3, 4)]
+    assert pyramid.value.shape == (1, 17 * 25 + 9 * 13 + 5 * 7 + 3 * 4, 4, 8)
+    assert pyramid.value.isfinite().all()
+    assert 0.5 < float(pyramid.value.std()) < 2
+
+
+def test_times_take_turns():
+    calls = []
+    functions = {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}
+    times = _timing.interleaved_min(functions, seconds=0, min_rounds=3)
+    assert calls == ["a", "b"] * 4
+    assert times.keys() == {"a", "b"}
+    assert all(0 <= seconds < 1 for seconds in times.values())
+
+
+def test_a_row():
+    row = Row("op", "case", "shape", seconds=0.5, plain_seconds=2.0, error=1e-6, tolerance=1e-5)
+    assert row.ratio == 4
+    assert row.is_correct
+    assert not Row("op", "case", "shape", 1.0, 1.0, error=float("nan"), tolerance=1e-5).is_correct
+
+
+@pytest.mark.parametrize(
+    ("sections", "device", "words"),
+    [
+        (["ms_deform_attn", "nothing"], "auto", "expected sections among ms_deform_attn.*got nothing"),
+        ([], "auto", "expected sections among ms_deform_attn"),
+        (["ms_deform_attn"], "tpu", "expected device auto, cpu or cuda, got tpu"),
+    ],
+)
+def test_wrong_settings(tmp_path, sections, device, words):
+    with pytest.raises(ValueError, match=words):
+        Settings.make(tmp_path, sections, device=device)
+
+
+def test_a_missing_gpu(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="no CUDA device for effops"):
+        Settings.make(tmp_path, ["ms_deform_attn"], device="cuda")
+    assert Settings.make(tmp_path, ["ms_deform_attn"]).device == "cpu"
+
+
+def test_missing_packages(tmp_path, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        "effops.demo._extras.find_spec", lambda name: None if name == "matplotlib" else find(name)
+    )
+    with pytest.raises(
+        MissingExtraError, match=r'matplotlib not installed; run: pip install "effops\[demo\]"'
+    ):
+        run(tiny(tmp_path))
+    require("rich")
+
+
+def test_importing_the_demo_needs_torch_alone(tmp_path):
+    code = (
+        "import sys; sys.modules |= dict.fromkeys(['rich', 'typer', 'matplotlib', 'skimage', 'scipy']); "
+        f"import effops.cli, effops.collect_env, {', '.join(SECTIONS.values())}"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)

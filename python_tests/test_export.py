@@ -1,0 +1,84 @@
+"""torch.export with dynamic sizes, saved and loaded; AOTInductor on the smallest sample."""
+
+import io
+
+import pytest
+import torch
+from helpers import assert_same_results
+from torch.export import Dim
+from torch.utils._pytree import tree_map
+
+from effops.testing._check import forward, tensors_of
+
+pytestmark = pytest.mark.compile
+
+
+class Call(torch.nn.Module):
+    """The public function as a module."""
+
+    def __init__(self, info):
+        super().__init__()
+        self.op = info.op
+
+    def forward(self, *args, **kwargs):
+        return self.op(*args, **kwargs)
+
+
+class Spec:
+    """Dynamic dimensions of one tensor; being no container, a leaf of the arguments' structure."""
+
+    def __init__(self, dims):
+        self.dims = dims
+
+
+def dynamic_shapes(info, sample):
+    """For torch.export: the entry's named dimensions in the structure of the arguments."""
+    dims = {name: Dim(name) for sizes in info.dynamic.values() for name in sizes.values()}
+    specs = {
+        label: Spec({dim: dims[name] for dim, name in sizes.items()}) for label, sizes in info.dynamic.items()
+    }
+    marked = info.replaced(sample, specs)
+    args, kwargs = tree_map(
+        lambda leaf: leaf.dims if isinstance(leaf, Spec) else None, (marked.args, dict(marked.kwargs))
+    )
+    return {"args": args, "kwargs": kwargs} if kwargs else {"args": args}
+
+
+def ordinary_samples(info):
+    return [sample for sample in info.samples() if sample.kind == "ordinary"]
+
+
+@pytest.mark.ops("dynamic")
+@pytest.mark.devices("cpu")
+def test_export_with_dynamic_sizes(info, device):
+    first, *others = ordinary_samples(info)
+    program = torch.export.export(
+        Call(info), first.args, dict(first.kwargs), dynamic_shapes=dynamic_shapes(info, first), strict=False
+    )
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    for module in (program.module(), torch.export.load(file).module()):
+        for sample in (first, *others):
+            outputs = tensors_of(module(*sample.args, **sample.kwargs))
+            assert_same_results(info, outputs, forward(info, sample), info.tolerances)
+
+
+@pytest.mark.ops("dynamic")
+@pytest.mark.devices("cpu")
+def test_exported_program_holds_the_op(info, device):
+    """Not its decomposition, and nothing but conversions of the arguments beside it."""
+    sample = ordinary_samples(info)[0]
+    program = torch.export.export(Call(info), sample.args, dict(sample.kwargs), strict=True)
+    called = [node.target for node in program.graph.nodes if node.op == "call_function"]
+    assert called.count(info.torch_op) == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated:DeprecationWarning")  # Inductor's imports
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated:FutureWarning")  # torch's own use of it
+def test_aot_inductor(info, device, tmp_path):
+    sample = info.build_sample(info.smallest, device)
+    program = torch.export.export(Call(info), sample.args, dict(sample.kwargs))
+    path = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "op.pt2"))
+    outputs = tensors_of(torch._inductor.aoti_load_package(path)(*sample.args, **sample.kwargs))
+    assert_same_results(info, outputs, forward(info, sample), info.tolerances)
