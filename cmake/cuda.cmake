@@ -45,7 +45,7 @@ set_target_properties(torch_cuda PROPERTIES C_VISIBILITY_PRESET default
 
 add_library(effops_cuda SHARED csrc/sampling/ms_deform_attn_cuda.cu)
 target_link_libraries(effops_cuda PRIVATE effops_flags torch_cpu torch_cuda)
-target_link_options(effops_cuda PRIVATE -Wl,--no-as-needed)
+target_link_options(effops_cuda PRIVATE ${effops_link_options})
 target_compile_definitions(effops_cuda PRIVATE USE_CUDA)
 list(JOIN prefix_maps "," host_maps)
 target_compile_options(effops_cuda PRIVATE

@@ -11,6 +11,8 @@
 #if defined(__CUDACC__)
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#elif defined(__F16C__)
+#include <immintrin.h>
 #endif
 
 namespace effops {
@@ -52,8 +54,18 @@ EFFOPS_HD float widen(bf16 value) { return bit_cast<float>(static_cast<uint32_t>
 EFFOPS_HD float widen(f16 value) {
 #if defined(__CUDACC__)
   return __half2float(bit_cast<__half>(value));
+#elif defined(__F16C__)
+  return _cvtsh_ss(value.bits);
 #else
-  return static_cast<float>(bit_cast<_Float16>(value));
+  // By hand: the compiler's _Float16 would need a newer libgcc than many systems have.
+  const uint32_t sign = (value.bits & 0x8000u) << 16, magnitude = (value.bits & 0x7fffu) << 13;
+  constexpr uint32_t kSmallest = 113u << 23;  // 2^-14, the smallest normal float16
+  const float normal = bit_cast<float>(magnitude + (112u << 23));
+  const float subnormal = bit_cast<float>(magnitude + kSmallest) - bit_cast<float>(kSmallest);
+  const float special = bit_cast<float>(magnitude | 0x7f800000u);
+  const uint32_t exponent = value.bits & 0x7c00u;
+  const float result = exponent == 0x7c00u ? special : exponent == 0 ? subnormal : normal;
+  return bit_cast<float>(bit_cast<uint32_t>(result) | sign);
 #endif
 }
 
@@ -75,8 +87,18 @@ struct Narrow<f16> {
   static EFFOPS_HD f16 from(float value) {
 #if defined(__CUDACC__)
     return bit_cast<f16>(__float2half_rn(value));
+#elif defined(__F16C__)
+    return {static_cast<uint16_t>(_cvtss_sh(value, 0))};  // 0: to nearest even
 #else
-    return bit_cast<f16>(static_cast<_Float16>(value));
+    const uint32_t bits = bit_cast<uint32_t>(value), magnitude = bits & 0x7fffffffu;
+    constexpr uint32_t kAligner = 126u << 23;  // 0.5: adding it leaves a subnormal's bits at the end
+    const uint32_t subnormal =
+        bit_cast<uint32_t>(bit_cast<float>(magnitude) + bit_cast<float>(kAligner)) - kAligner;
+    const uint32_t normal = (magnitude - (112u << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+    const uint32_t special = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
+    const uint32_t rounded =
+        magnitude >= (143u << 23) ? special : magnitude < (113u << 23) ? subnormal : normal;
+    return {static_cast<uint16_t>(rounded | ((bits >> 16) & 0x8000u))};
 #endif
   }
 };

@@ -214,11 +214,12 @@ inline void locate_corners(PointTile<Acc>& tile, int64_t count) {
     PointVector<Acc> p = locate(tile, i);
     share_weight<Acc>(p.left & p.right, p.left_weight, p.right_weight);
     share_weight<Acc>(p.top & p.bottom, p.top_weight, p.bottom_weight);
-    const V top = p.attention * p.top_weight, bottom = p.attention * p.bottom_weight;
-    store(tile.weight[0] + i, top * p.left_weight);
-    store(tile.weight[1] + i, top * p.right_weight);
-    store(tile.weight[2] + i, bottom * p.left_weight);
-    store(tile.weight[3] + i, bottom * p.right_weight);
+    const V weight[4] = {p.top_weight * p.left_weight, p.top_weight * p.right_weight,
+                         p.bottom_weight * p.left_weight, p.bottom_weight * p.right_weight};
+    for (int k = 0; k < 4; ++k) {
+      // A corner of weight 0 stays out also beside an infinite attention.
+      store(tile.weight[k] + i, weight[k] == Acc(0) ? V{} : weight[k] * p.attention);
+    }
     store(tile.row[0] + i, p.active ? p.top_row + p.left_column : -1 + typename Vec<Acc>::mask{});
     store(tile.row[1] + i, p.top_row + p.right_column);
     store(tile.row[2] + i, p.bottom_row + p.left_column);

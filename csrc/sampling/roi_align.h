@@ -1,6 +1,7 @@
 // Checks of roi_align that the CPU and the CUDA library share.
 #pragma once
 
+#include <algorithm>
 #include <limits>
 
 #include "pyramid.h"
@@ -13,13 +14,21 @@ struct RoiAlignShape {
   int64_t rois;  // R
 };
 
+inline RoiSettings make_roi_settings(int64_t height, int64_t width, int64_t sampling_ratio, bool aligned) {
+  constexpr int64_t most = std::numeric_limits<int32_t>::max();
+  if (height < 1 || width < 1 || height > most || width > most || height > most / width) {
+    fail("roi_align: expected output_size of at least 1 and fewer than 2^31 bins, got (", height, ", ", width, ")");
+  }
+  return {static_cast<int32_t>(height), static_cast<int32_t>(width),
+          static_cast<int32_t>(std::clamp<int64_t>(sampling_ratio, 0, most)), aligned};
+}
+
 // Checks everything that does not need the tensors' values.
 inline RoiAlignShape check_roi_align(const std::vector<Tensor>& pyramid,  // L x [B, C, H_l, W_l]
                                      const Tensor& rois,                  // [R, 5]
                                      const Tensor& level,                 // [R]
-                                     const RoiSettings& settings, const std::vector<double>& strides) {
+                                     const std::vector<double>& strides) {
   constexpr const char* op = "roi_align";
-  constexpr int64_t side_end = int64_t{1} << 31;
   const PyramidShape shape = check_pyramid(op, pyramid);
   ShapeChecker sizes(op);
   sizes.match("rois", rois, "R5");
@@ -28,9 +37,6 @@ inline RoiAlignShape check_roi_align(const std::vector<Tensor>& pyramid,  // L x
   check_dtype(op, "level", level, ScalarType::Long);
   check_same_device(op, "rois", rois, "pyramid[0]", pyramid[0]);
   check_same_device(op, "level", level, "pyramid[0]", pyramid[0]);
-  if (settings.height < 1 || settings.width < 1 || settings.height >= side_end || settings.width >= side_end) {
-    fail(op, ": expected output_size of at least 1, got (", settings.height, ", ", settings.width, ")");
-  }
   if (static_cast<int64_t>(strides.size()) != shape.levels) {
     fail(op, ": expected strides of length ", shape.levels, ", one per map, got ", strides.size());
   }

@@ -24,7 +24,7 @@ struct Problem {
         level(as_contiguous(level_in)),
         settings(settings_in),
         strides(strides_in),
-        shape(check_roi_align(pyramid, rois_in, level_in, settings, strides)) {}
+        shape(check_roi_align(pyramid, rois_in, level_in, strides)) {}
 
   bool is_empty() const { return shape.rois == 0 || shape.pyramid.channels == 0; }
   FloatType type() const { return float_type_of(pyramid[0].scalar_type()); }
@@ -78,7 +78,7 @@ std::vector<RoiPlan<accumulator_t<T>>> plan_rois(const Problem& problem, const B
         const int64_t r = buckets.order[i], level = levels[r];
         const A stride = static_cast<A>(problem.strides[level]);
         const Tensor& map = problem.pyramid[level];
-        const auto plan = [&](int64_t first, int64_t bins, int64_t map_side) {
+        const auto plan = [&](int64_t first, int32_t bins, int64_t map_side) {
           const RoiAxis<A> axis = roi_axis(read(5 * r + first), read(5 * r + first + 2), stride, bins,
                                            static_cast<int32_t>(map_side), s.sampling_ratio, s.aligned);
           const AxisPlan<A> sums = sums_of_bins(axis, bins);
@@ -114,7 +114,7 @@ Tensor roi_align(const std::vector<Tensor>& pyramid,  // L x [B, C, H_l, W_l]
                  const Tensor& level,                 // [R]
                  int64_t output_height, int64_t output_width, int64_t sampling_ratio, bool aligned,
                  const std::vector<double>& strides) {
-  const Problem problem(pyramid, rois, level, {output_height, output_width, sampling_ratio, aligned}, strides);
+  const Problem problem(pyramid, rois, level, make_roi_settings(output_height, output_width, sampling_ratio, aligned), strides);
   const int64_t channels = problem.shape.pyramid.channels, bins = output_height * output_width;
   Tensor output = empty_of(pyramid[0], {problem.shape.rois, channels, output_height, output_width});
   dispatch_floating("roi_align", "pyramid", pyramid[0].scalar_type(), [&](auto tag) {
@@ -146,7 +146,7 @@ std::vector<Tensor> roi_align_backward(const Tensor& grad_output,           // [
                                        int64_t output_height, int64_t output_width, int64_t sampling_ratio,
                                        bool aligned, const std::vector<double>& strides,
                                        bool /*deterministic: always*/) {
-  const Problem problem(pyramid, rois, level, {output_height, output_width, sampling_ratio, aligned}, strides);
+  const Problem problem(pyramid, rois, level, make_roi_settings(output_height, output_width, sampling_ratio, aligned), strides);
   check_roi_align_grad(grad_output, pyramid[0], problem.shape, problem.settings);
   const int64_t channels = problem.shape.pyramid.channels, bins = output_height * output_width;
   const std::vector<Tensor> gradients = new_pyramid_gradients(pyramid, true);

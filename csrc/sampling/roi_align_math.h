@@ -15,9 +15,11 @@
 namespace effops::sampling {
 
 struct RoiSettings {
-  int64_t height, width;   // h, w: bins
-  int64_t sampling_ratio;  // samples per bin and axis; 0 or less: adaptive
+  int32_t height, width;   // h, w: bins
+  int32_t sampling_ratio;  // samples per bin and axis; 0 or less: adaptive
   bool aligned;
+
+  EFFOPS_HD int64_t bins() const { return int64_t{height} * width; }
 };
 
 // Products that the compiler may not fuse with an addition: the border rule is a jump.
@@ -36,26 +38,39 @@ EFFOPS_HD double rounded_product(double a, double b) {
 #endif
 }
 
+// x / count, correctly rounded, given the rounded reciprocal of the count (Markstein). On the device it
+// takes the place of a subroutine; Inf gives NaN, which the border rule treats alike.
+template <typename A>
+EFFOPS_HD A divide_by_count(A x, A count, [[maybe_unused]] A reciprocal) {
+#if defined(__CUDA_ARCH__)
+  const A quotient = x * reciprocal;
+  return fma(fma(-quotient, count, x), reciprocal, quotient);
+#else
+  return x / count;
+#endif
+}
+
 // The bins of a box on one axis of a map, in pixels.
 template <typename A>
 struct RoiAxis {
   A first;          // where the first bin begins
   A bin;            // length of a bin; negative for inverted boxes
-  int64_t samples;  // per bin
-  int32_t side;     // pixels of the map
+  A reciprocal;     // of samples
+  int32_t samples;  // per bin
+  int32_t side;     // pixels of the map, < 2^24
 };
 
 template <typename A>
-EFFOPS_HD int64_t adaptive_samples(A bin, int32_t side) {
-  const int64_t most = 2 * int64_t{side} + 2;
+EFFOPS_HD int32_t adaptive_samples(A bin, int32_t side) {
+  const int32_t most = 2 * side + 2;
   if (!(bin > A(0))) return 0;  // also NaN
   if (bin >= static_cast<A>(most)) return most;
-  const int64_t truncated = static_cast<int64_t>(bin);
+  const int32_t truncated = static_cast<int32_t>(bin);
   return truncated + (static_cast<A>(truncated) < bin ? 1 : 0);
 }
 
 template <typename A>
-EFFOPS_HD RoiAxis<A> roi_axis(A low, A high, A stride, int64_t bins, int32_t side, int64_t sampling_ratio,
+EFFOPS_HD RoiAxis<A> roi_axis(A low, A high, A stride, int32_t bins, int32_t side, int32_t sampling_ratio,
                               bool aligned) {
   low = low / stride;
   high = high / stride;
@@ -66,7 +81,8 @@ EFFOPS_HD RoiAxis<A> roi_axis(A low, A high, A stride, int64_t bins, int32_t sid
   A size = high - low;
   if (!aligned && size < A(1)) size = A(1);  // NaN stays
   const A bin = size / static_cast<A>(bins);
-  return {low, bin, sampling_ratio > 0 ? sampling_ratio : adaptive_samples(bin, side), side};
+  const int32_t samples = sampling_ratio > 0 ? sampling_ratio : adaptive_samples(bin, side);
+  return {low, bin, A(1) / static_cast<A>(samples), samples, side};
 }
 
 // What one sample reads on one axis: pixel `index` with weight 1 - fraction and, if there is one, the next
@@ -79,9 +95,10 @@ struct AxisSample {
 };
 
 template <typename A>
-EFFOPS_HD AxisSample<A> sample_axis(const RoiAxis<A>& axis, int64_t bin, int64_t sample) {
+EFFOPS_HD AxisSample<A> sample_axis(const RoiAxis<A>& axis, int32_t bin, int32_t sample) {
   const A begin = axis.first + rounded_product(static_cast<A>(bin), axis.bin);
-  const A within = rounded_product(static_cast<A>(sample) + A(0.5), axis.bin) / static_cast<A>(axis.samples);
+  const A within = divide_by_count(rounded_product(static_cast<A>(sample) + A(0.5), axis.bin),
+                                   static_cast<A>(axis.samples), axis.reciprocal);
   A position = begin + within;
   const A side = static_cast<A>(axis.side);
   if (!(position >= A(-1) && position <= side && axis.side > 0)) return {-1, false, A(0)};

@@ -23,12 +23,14 @@ struct AxisPlan {
 };
 
 // Adds a term to the sum that began at `begin`. The samples of a bin move in one direction, and each reads
-// two neighbours, so that an equal pixel is among the last three.
+// two neighbours, so that an equal pixel is among the last few. A weight of 0 (a sample on a pixel's centre)
+// stays a term of its own: 0 * Inf is NaN.
 template <typename A>
 void add_term(AxisPlan<A>& plan, size_t begin, int32_t pixel, A weight) {
-  const size_t end = plan.source.size(), oldest = end - begin > 3 ? end - 3 : begin;
+  constexpr size_t kRecent = 4;
+  const size_t end = plan.source.size(), oldest = end - begin > kRecent ? end - kRecent : begin;
   for (size_t k = oldest; k < end; ++k) {
-    if (plan.source[k] == pixel) {
+    if (plan.source[k] == pixel && (plan.weight[k] == A(0)) == (weight == A(0))) {
       plan.weight[k] += weight;
       return;
     }
@@ -39,15 +41,15 @@ void add_term(AxisPlan<A>& plan, size_t begin, int32_t pixel, A weight) {
 
 // Bins as weighted sums of pixels: averages over the bin's samples.
 template <typename A>
-AxisPlan<A> sums_of_bins(const RoiAxis<A>& axis, int64_t bins) {
+AxisPlan<A> sums_of_bins(const RoiAxis<A>& axis, int32_t bins) {
   AxisPlan<A> plan;
-  plan.begin.reserve(bins + 1);
-  plan.source.reserve(4 * bins);
-  plan.weight.reserve(4 * bins);
+  plan.begin.reserve(bins + size_t{1});
+  plan.source.reserve(size_t{4} * bins);
+  plan.weight.reserve(size_t{4} * bins);
   plan.begin.push_back(0);
-  for (int64_t bin = 0; bin < bins; ++bin) {
+  for (int32_t bin = 0; bin < bins; ++bin) {
     const size_t begin = plan.source.size();
-    for (int64_t s = 0; s < axis.samples; ++s) {
+    for (int32_t s = 0; s < axis.samples; ++s) {
       const AxisSample<A> sample = sample_axis(axis, bin, s);
       if (sample.index < 0) continue;
       add_term(plan, begin, sample.index, A(1) - sample.fraction);

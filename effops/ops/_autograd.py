@@ -39,6 +39,7 @@ def install(
         )
         return
     below_autograd = torch._C._AutoDispatchBelowAutograd
+    is_grad_enabled = torch.is_grad_enabled
 
     def forward(ctx: Context, *inputs: Any) -> Any:
         with below_autograd():
@@ -46,12 +47,12 @@ def install(
         save(ctx, inputs, output)
         return output
 
-    function = type(
+    function: Any = type(
         name, (torch.autograd.Function,), {"forward": staticmethod(forward), "backward": staticmethod(backward)}
     )
 
     def kernel(*inputs: Any) -> Any:
-        if torch.is_grad_enabled():
+        if is_grad_enabled():
             for position in differentiable:
                 value = inputs[position]
                 if value is not None and value.requires_grad:

@@ -5,7 +5,7 @@ pays nothing. Fake (meta) kernels call the checks directly.
 """
 
 from collections.abc import Callable
-from typing import NoReturn, TypeVar
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -13,8 +13,6 @@ from torch import Tensor
 from effops import _load
 
 FLOAT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-
-Result = TypeVar("Result")
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -77,7 +75,7 @@ def check_backend(op: str, tensor: Tensor) -> None:
         raise RuntimeError(f"{op}: expected tensors on cpu or cuda, got {tensor.device}")
 
 
-def explain(op: str, error: Exception, check: Callable[[], None]) -> NoReturn:
+def explain(op: str, error: Exception, check: Callable[[], object]) -> NoReturn:
     """Raises the typed error behind a failed op call.
 
     ``check`` repeats the metadata checks and raises ValueError or TypeError. What it does not find, the

@@ -69,10 +69,19 @@ def ms_deform_attn(
 
 
 def _shapes_tensor(shapes: Sequence[Sequence[int]]) -> Tensor:
-    pairs = [tuple(pair) for pair in shapes]
-    if any(len(pair) != 2 for pair in pairs):
-        raise ValueError(f"{_NAME}: expected spatial_shapes of (H, W) pairs, got {shapes!r}")
-    return torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)
+    """[L, 2] int64 on the CPU, from a list of (H, W)."""
+    expected = f"{_NAME}: expected spatial_shapes to be a Tensor [L, 2] or a list of (H, W) pairs of ints"
+    pairs = [_pair(pair) for pair in shapes] if isinstance(shapes, list | tuple) else [()]
+    if any(len(pair) != 2 or not all(isinstance(size, int | torch.SymInt) for size in pair) for pair in pairs):
+        raise TypeError(f"{expected}, got {shapes!r}")
+    try:
+        return torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)
+    except (RuntimeError, OverflowError, ValueError):
+        raise ValueError(f"{expected} that fit int64, got {shapes!r}") from None
+
+
+def _pair(value: object) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, list | tuple | torch.Size) else ()
 
 
 def _check(
