@@ -2,6 +2,8 @@
 // defaults. Backward ops are ops too, so that they can be compiled and traced.
 #include "common/torch.h"
 
+// clang-format off: one line each
+
 STABLE_TORCH_LIBRARY(effops, m) {
   // sampling
   m.def("ms_deform_attn(Tensor value, Tensor spatial_shapes, Tensor? level_start_index, Tensor sampling_locations, Tensor attention_weights) -> Tensor");

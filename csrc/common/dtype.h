@@ -92,12 +92,13 @@ struct Narrow<f16> {
 #else
     const uint32_t bits = bit_cast<uint32_t>(value), magnitude = bits & 0x7fffffffu;
     constexpr uint32_t kAligner = 126u << 23;  // 0.5: adding it leaves a subnormal's bits at the end
-    const uint32_t subnormal =
-        bit_cast<uint32_t>(bit_cast<float>(magnitude) + bit_cast<float>(kAligner)) - kAligner;
+    const uint32_t subnormal = bit_cast<uint32_t>(bit_cast<float>(magnitude) + bit_cast<float>(kAligner)) -
+                               kAligner;
     const uint32_t normal = (magnitude - (112u << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
     const uint32_t special = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
-    const uint32_t rounded =
-        magnitude >= (143u << 23) ? special : magnitude < (113u << 23) ? subnormal : normal;
+    const uint32_t rounded = magnitude >= (143u << 23)  ? special
+                             : magnitude < (113u << 23) ? subnormal
+                                                        : normal;
     return {static_cast<uint16_t>(rounded | ((bits >> 16) & 0x8000u))};
 #endif
   }

@@ -12,7 +12,7 @@
 #define EFFOPS_HD __host__ __device__ __forceinline__
 #define EFFOPS_DEVICE __device__ __forceinline__
 // Dynamic shared memory of a kernel, as an array of `type` aligned to 16 bytes.
-#define EFFOPS_DYNAMIC_SHARED(type, name)                             \
+#define EFFOPS_DYNAMIC_SHARED(type, name)                              \
   extern __shared__ __align__(16) unsigned char effops_shared_bytes[]; \
   type* name = reinterpret_cast<type*>(effops_shared_bytes)
 // A shared array `type name[count]` aligned to 16 bytes, at the start of a block's scope. For more

@@ -62,7 +62,8 @@ EFFOPS_HD void corner_weights(const Corners<T>& c, T (&weight)[4]) {
 }
 
 // For kernels that read all four corners: where a column (or row) lies outside, both of its corners read
-// the neighbour inside, with half of its weight each. Weight 0 would do for finite values, but 0 * Inf is NaN.
+// the neighbour inside, with half of its weight each. Weight 0 would do for finite values, but 0 * Inf is
+// NaN.
 template <typename T>
 EFFOPS_HD void share_border_weights(bool two_columns, bool two_rows, T (&weight)[4]) {
   if (!two_columns) {

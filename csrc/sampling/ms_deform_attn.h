@@ -61,8 +61,8 @@ inline std::vector<Level> read_levels(const Tensor& spatial_shapes,
     const int64_t start = starts ? starts->const_data_ptr<int64_t>()[l] : next;
     if (!is_valid_level(start, height, width, rows)) {
       fail("ms_deform_attn: expected spatial_shapes and level_start_index to name levels within the S=", rows,
-           " rows of value (0 < H, W < 2^24, start >= 0, start + H * W <= S), got level ", l, " with H=", height,
-           ", W=", width, ", start=", start);
+           " rows of value (0 < H, W < 2^24, start >= 0, start + H * W <= S), got level ", l,
+           " with H=", height, ", W=", width, ", start=", start);
     }
     levels[l] = {start, static_cast<int32_t>(height), static_cast<int32_t>(width)};
     next = start + height * width;

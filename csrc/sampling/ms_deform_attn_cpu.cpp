@@ -47,8 +47,12 @@ struct Problem {
   bool is_empty() const { return slices() == 0 || points_per_slice() == 0 || shape.channels == 0; }
 
   PointInputs inputs() const {
-    return {shape, levels.data(), locations.const_data_ptr(), weights.const_data_ptr(),
-            float_type_of(locations.scalar_type()), float_type_of(weights.scalar_type())};
+    return {shape,
+            levels.data(),
+            locations.const_data_ptr(),
+            weights.const_data_ptr(),
+            float_type_of(locations.scalar_type()),
+            float_type_of(weights.scalar_type())};
   }
 
   // Packing a row costs about as much as three points lose by reading it in place (measured on Zen 4).
@@ -57,9 +61,7 @@ struct Problem {
   }
 
   // Slices packed at a time: one per thread keeps the packed rows in the caches.
-  int64_t slices_per_group() const {
-    return reads_in_place() ? slices() : std::min(slices(), num_threads());
-  }
+  int64_t slices_per_group() const { return reads_in_place() ? slices() : std::min(slices(), num_threads()); }
 
   // Levels that share no row can be scattered to by different threads.
   bool has_overlapping_levels() const {
@@ -154,8 +156,9 @@ Tensor ms_deform_attn(const Tensor& value,                             // [B, S,
       const Scratch scratch(scratch_bytes);
       for (int64_t task = begin; task < end; ++task) {
         const int64_t slice = first + task / blocks, query = task % blocks * kQueriesPerTask;
-        const QueryRange range{slice / s.heads, slice % s.heads, query,
-                               std::min(query + kQueriesPerTask, s.queries), 0, s.levels};
+        const QueryRange range{
+            slice / s.heads, slice % s.heads, query, std::min(query + kQueriesPerTask, s.queries), 0,
+            s.levels};
         forward(inputs, slices.slice(slice), range, out, scratch.at(0));
       }
     });
@@ -242,8 +245,8 @@ void run_backward(const Problem& problem, const Tensor& grad_output,  // [B, Q, 
       const Scratch scratch(scratch_bytes);
       for (int64_t task = begin; task < end; ++task) {
         const int64_t slice = first + task / parts, part = task % parts;
-        const QueryRange range{slice / s.heads, slice % s.heads, 0, s.queries,
-                               part * s.levels / parts, (part + 1) * s.levels / parts};
+        const QueryRange range{slice / s.heads, slice % s.heads,         0,
+                               s.queries,       part * s.levels / parts, (part + 1) * s.levels / parts};
         const PointGradients gradients{grads.slice(slice).rows, sums ? sums->rows(slice) : nullptr,
                                        sums ? sums->row_stride() : 0,
                                        grad_locations ? grad_locations->mutable_data_ptr() : nullptr,
@@ -273,8 +276,8 @@ std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward(
     return empty ? zeros_of(like, sizes) : empty_of(like, sizes);
   };
   Tensor grad_value = gradient(value, need_value, {s.batch, s.rows, s.heads, s.channels});
-  Tensor grad_locations = gradient(sampling_locations, need_locations,
-                                   {s.batch, s.queries, s.heads, s.levels, s.points, 2});
+  Tensor grad_locations =
+      gradient(sampling_locations, need_locations, {s.batch, s.queries, s.heads, s.levels, s.points, 2});
   Tensor grad_weights =
       gradient(attention_weights, need_weights, {s.batch, s.queries, s.heads, s.levels, s.points});
   if (!empty && (need_value || need_locations || need_weights)) {

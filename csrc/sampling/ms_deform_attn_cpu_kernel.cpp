@@ -135,15 +135,27 @@ struct Needs {
   bool rows, dots;
 };
 
+// Asks for the rows of point i. Worth it in backward for rows in place, which lie far apart and mostly miss
+// (1.1 to 1.3 times faster); not for packed rows, and not in forward, where the next reads need not wait.
+template <typename T>
+EFFOPS_INLINE void prefetch_rows(const PointTile<accumulator_t<T>>& tile, int64_t i, const T* rows,
+                                 int64_t row_stride) {
+  // Unsigned: past the last query the tile holds anything.
+  const uint64_t stride = static_cast<uint64_t>(row_stride);
+  for (int k = 0; k < 4; ++k)
+    prefetch(rows, static_cast<int64_t>(static_cast<uint64_t>(tile.row[k][i]) * stride));
+}
+
 // Adds N registers of channels of one query to the dot products of its points and to the rows' gradients.
 template <typename T, int N>
 EFFOPS_INLINE void scatter_points(PointTile<accumulator_t<T>>& tile, const PointInputs& inputs,
                                   const ValueSlice& value, const PointGradients& gradients, Needs needs,
-                                  const QueryRange& range, int64_t first, int64_t channel,
-                                  const T* grad) {
+                                  const QueryRange& range, int64_t first, int64_t channel, const T* grad) {
   using Acc = accumulator_t<T>;
   using V = typename Vec<Acc>::type;
   constexpr int lanes = Vec<Acc>::lanes;
+  const bool scattered = value.row_stride != value.padded;
+  const int64_t per_query = (range.level_end - range.level_begin) * inputs.shape.points;
   V g[N];
   for (int n = 0; n < N; ++n) g[n] = load_wide(grad + channel + n * lanes);
   int64_t i = first;
@@ -152,6 +164,10 @@ EFFOPS_INLINE void scatter_points(PointTile<accumulator_t<T>>& tile, const Point
     const T* rows = static_cast<const T*>(value.rows) + start * value.row_stride + channel;
     Acc* sums = static_cast<Acc*>(gradients.grad_rows) + start * gradients.row_stride + channel;
     for (const int64_t end = i + inputs.shape.points; i < end; ++i) {
+      if (scattered) {
+        if (needs.dots) prefetch_rows<T>(tile, i + per_query, rows, value.row_stride);
+        if (needs.rows) prefetch_rows<Acc>(tile, i + per_query, sums, gradients.row_stride);
+      }
       if (tile.row[0][i] < 0) continue;
       if (needs.dots) {
         V dot[4] = {};

@@ -58,11 +58,10 @@ struct MsDeformAttnKernels {
   // Rounds accumulator rows [begin, end) of `padded` channels to the type of value.
   void (*unpack[kNumFloatTypes])(const void* source, int64_t begin, int64_t end, int64_t channels,
                                  int64_t padded, int64_t row_stride, void* target);
-  void (*forward[kNumFloatTypes])(const PointInputs& inputs, const ValueSlice& value,
-                                  const QueryRange& range, void* output, void* scratch);
+  void (*forward[kNumFloatTypes])(const PointInputs& inputs, const ValueSlice& value, const QueryRange& range,
+                                  void* output, void* scratch);
   void (*backward[kNumFloatTypes])(const PointInputs& inputs, const ValueSlice& value,
-                                   const QueryRange& range, const PointGradients& gradients,
-                                   void* scratch);
+                                   const QueryRange& range, const PointGradients& gradients, void* scratch);
 };
 
 EFFOPS_DECLARE_KERNEL_TABLE(MsDeformAttnKernels, ms_deform_attn_kernels)

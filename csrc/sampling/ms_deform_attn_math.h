@@ -21,8 +21,8 @@ struct MsDeformAttnShape {
 // A level that can be sampled without leaving `rows`; the sizes come from user tensors.
 EFFOPS_HD bool is_valid_level(int64_t start, int64_t height, int64_t width, int64_t rows) {
   constexpr int64_t kMaxSide = INT64_C(1) << 24;  // up to here float holds every pixel coordinate exactly
-  return height > 0 && width > 0 && height < kMaxSide && width < kMaxSide && start >= 0 &&
-         start <= rows && height <= (rows - start) / width;
+  return height > 0 && width > 0 && height < kMaxSide && width < kMaxSide && start >= 0 && start <= rows &&
+         height <= (rows - start) / width;
 }
 
 }  // namespace effops::sampling

@@ -38,7 +38,8 @@ inline int64_t tile_queries(int64_t points_per_query) {
 inline int64_t tile_capacity(const MsDeformAttnShape& shape) {
   const int64_t per_query = shape.levels * shape.points;
   const int64_t points = per_query > kTilePoints ? per_query : kTilePoints;
-  return (points + 15) / 16 * 16 + 16;  // whole registers of any width, read past the last point
+  // Whole registers of any width are read past the last point, and the query after it is prefetched.
+  return (points + per_query + 15) / 16 * 16 + 16;
 }
 
 constexpr int64_t kTileArrays = 19;
