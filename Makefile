@@ -17,7 +17,7 @@ native := $(wildcard csrc/*.cpp csrc/*/* cmake/*) CMakeLists.txt pyproject.toml
 cpp := $(wildcard csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh python_tests/native/*.h \
 	python_tests/native/*.cpp)
 
-.PHONY: demo test bench install lint format wheel sanitize clean
+.PHONY: demo test bench docs install lint format wheel sanitize clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/extra-demo  ## run every op on photographs, write effops-demo/index.html
@@ -28,6 +28,9 @@ test: $(VENV)/extra-test  ## the test suite
 
 bench: $(VENV)/extra-bench  ## benchmarks, results in bench/results
 	$(bin)/python -m effops bench $(ARGS)
+
+docs: $(VENV)/extra-docs  ## the reference of all functions and modules, in .build/docs
+	$(bin)/pdoc --math --docformat google --output-directory .build/docs effops effops.ops effops.nn effops.reference
 
 install: $(VENV)/effops  ## build and install effops into .venv, editable
 

@@ -16,7 +16,8 @@ TABLE = Path(__file__).with_name("cuda_resources.json")
 
 _ENTRY = re.compile(
     r"Compiling entry function '(?P<name>\w+)' for '(?P<arch>\w+)'.*?"
-    r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads.*?"
+    r"(?P<stack>\d+) bytes stack frame, "
+    r"(?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads.*?"
     r"Used (?P<registers>\d+) registers",
     re.DOTALL,
 )
@@ -46,7 +47,10 @@ def resources() -> dict[str, dict[str, int]]:
     names = subprocess.run(
         ["c++filt"], input="\n".join(found), capture_output=True, text=True, check=True
     ).stdout.splitlines()
-    return {name.split("(effops")[0].replace(" void ", " "): found[key] for name, key in zip(names, found, strict=True)}
+    return {
+        name.split("(effops")[0].replace(" void ", " "): found[key]
+        for name, key in zip(names, found, strict=True)
+    }
 
 
 @pytest.fixture(scope="module")

@@ -48,7 +48,9 @@ def install(
         return output
 
     function: Any = type(
-        name, (torch.autograd.Function,), {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+        name,
+        (torch.autograd.Function,),
+        {"forward": staticmethod(forward), "backward": staticmethod(backward)},
     )
 
     def kernel(*inputs: Any) -> Any:

@@ -62,9 +62,7 @@ class ShapeChecker:
         expected = ", ".join(
             f"{letter}={self.sizes[letter]}" if letter in self.sizes else letter for letter in pattern
         )
-        raise ValueError(
-            f"{self.op}: expected {argument} of shape [{expected}], got {list(tensor.shape)}"
-        )
+        raise ValueError(f"{self.op}: expected {argument} of shape [{expected}], got {list(tensor.shape)}")
 
 
 def check_backend(op: str, tensor: Tensor) -> None:

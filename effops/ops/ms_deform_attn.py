@@ -72,7 +72,9 @@ def _shapes_tensor(shapes: Sequence[Sequence[int]]) -> Tensor:
     """[L, 2] int64 on the CPU, from a list of (H, W)."""
     expected = f"{_NAME}: expected spatial_shapes to be a Tensor [L, 2] or a list of (H, W) pairs of ints"
     pairs = [_pair(pair) for pair in shapes] if isinstance(shapes, list | tuple) else [()]
-    if any(len(pair) != 2 or not all(isinstance(size, int | torch.SymInt) for size in pair) for pair in pairs):
+    if any(
+        len(pair) != 2 or not all(isinstance(size, int | torch.SymInt) for size in pair) for pair in pairs
+    ):
         raise TypeError(f"{expected}, got {shapes!r}")
     try:
         return torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)
@@ -189,9 +191,7 @@ _autograd.refuse_second_derivatives(_NAME, differentiable=(0, 1, 4, 5))
 # ------------------------------------------------------------------------------------------ autocast
 
 # Locations and level sizes keep full precision: half a bfloat16 step is a third of a pixel at W = 167.
-_autocast.install(
-    _NAME, (_autocast.CAST, _autocast.KEEP, _autocast.KEEP, _autocast.FLOAT32, _autocast.CAST)
-)
+_autocast.install(_NAME, (_autocast.CAST, _autocast.KEEP, _autocast.KEEP, _autocast.FLOAT32, _autocast.CAST))
 
 # ------------------------------------------------------------------------------------------ vmap
 
