@@ -43,7 +43,10 @@ add_library(torch_cuda SHARED "${CMAKE_BINARY_DIR}/torch_cuda_stub.c")
 set_target_properties(torch_cuda PROPERTIES C_VISIBILITY_PRESET default
                       LIBRARY_OUTPUT_DIRECTORY "${CMAKE_BINARY_DIR}/stub")
 
-add_library(effops_cuda SHARED csrc/sampling/ms_deform_attn_cuda.cu)
+add_library(effops_cuda SHARED
+  csrc/sampling/ms_deform_attn_cuda.cu
+  csrc/sampling/point_sample_cuda.cu
+  csrc/sampling/roi_align_cuda.cu)
 target_link_libraries(effops_cuda PRIVATE effops_flags torch_cpu torch_cuda)
 target_link_options(effops_cuda PRIVATE ${effops_link_options})
 target_compile_definitions(effops_cuda PRIVATE USE_CUDA)

@@ -14,14 +14,16 @@ pytestmark = pytest.mark.compile
 
 
 class Call(torch.nn.Module):
-    """The public function as a module."""
+    """The public function as a module; arguments given by name are its settings and hold no tensors."""
 
-    def __init__(self, info):
+    def __init__(self, info, settings):
         super().__init__()
+        assert not tensors_of(list(settings.values()))
         self.op = info.op
+        self.settings = dict(settings)
 
-    def forward(self, *args, **kwargs):
-        return self.op(*args, **kwargs)
+    def forward(self, *args):
+        return self.op(*args, **self.settings)
 
 
 class Spec:
@@ -38,10 +40,7 @@ def dynamic_shapes(info, sample):
         label: Spec({dim: dims[name] for dim, name in sizes.items()}) for label, sizes in info.dynamic.items()
     }
     marked = info.replaced(sample, specs)
-    args, kwargs = tree_map(
-        lambda leaf: leaf.dims if isinstance(leaf, Spec) else None, (marked.args, dict(marked.kwargs))
-    )
-    return {"args": args, "kwargs": kwargs} if kwargs else {"args": args}
+    return {"args": tree_map(lambda leaf: leaf.dims if isinstance(leaf, Spec) else None, marked.args)}
 
 
 def ordinary_samples(info):
@@ -53,14 +52,14 @@ def ordinary_samples(info):
 def test_export_with_dynamic_sizes(info, device):
     first, *others = ordinary_samples(info)
     program = torch.export.export(
-        Call(info), first.args, dict(first.kwargs), dynamic_shapes=dynamic_shapes(info, first), strict=False
+        Call(info, first.kwargs), first.args, dynamic_shapes=dynamic_shapes(info, first), strict=False
     )
     file = io.BytesIO()
     torch.export.save(program, file)
     file.seek(0)
     for module in (program.module(), torch.export.load(file).module()):
         for sample in (first, *others):
-            outputs = tensors_of(module(*sample.args, **sample.kwargs))
+            outputs = tensors_of(module(*sample.args))
             assert_same_results(info, outputs, forward(info, sample), info.tolerances)
 
 
@@ -69,7 +68,7 @@ def test_export_with_dynamic_sizes(info, device):
 def test_exported_program_holds_the_op(info, device):
     """Not its decomposition, and nothing but conversions of the arguments beside it."""
     sample = ordinary_samples(info)[0]
-    program = torch.export.export(Call(info), sample.args, dict(sample.kwargs), strict=True)
+    program = torch.export.export(Call(info, sample.kwargs), sample.args, strict=True)
     called = [node.target for node in program.graph.nodes if node.op == "call_function"]
     assert called.count(info.torch_op) == 1
 
@@ -78,7 +77,7 @@ def test_exported_program_holds_the_op(info, device):
 @pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated:FutureWarning")  # torch's own use of it
 def test_aot_inductor(info, device, tmp_path):
     sample = info.build_sample(info.smallest, device)
-    program = torch.export.export(Call(info), sample.args, dict(sample.kwargs))
+    program = torch.export.export(Call(info, sample.kwargs), sample.args)
     path = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "op.pt2"))
-    outputs = tensors_of(torch._inductor.aoti_load_package(path)(*sample.args, **sample.kwargs))
+    outputs = tensors_of(torch._inductor.aoti_load_package(path)(*sample.args))
     assert_same_results(info, outputs, forward(info, sample), info.tolerances)

@@ -7,8 +7,8 @@
 // the scatter. Lanes are channels of packed maps; channels of others are taken one by one, and for each of
 // them all points of the task, so that the reads stay within one plane.
 // Bytes: each point reads 4 rows of C channels. Bound by cache bandwidth, or latency for strided maps.
-#include "lanes_cpu.h"
 #include "point_sample_cpu_kernel.h"
+#include "lanes_cpu.h"
 
 namespace effops::sampling::EFFOPS_ISA {
 namespace {

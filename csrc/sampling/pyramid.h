@@ -17,7 +17,8 @@ struct PyramidShape {
 
 constexpr int64_t kMapSideEnd = int64_t{1} << 24;  // up to here float holds every pixel coordinate exactly
 
-inline PyramidShape check_pyramid(const char* op, const std::vector<Tensor>& pyramid) {  // L x [B, C, H_l, W_l]
+inline PyramidShape check_pyramid(const char* op,
+                                  const std::vector<Tensor>& pyramid) {  // L x [B, C, H_l, W_l]
   if (pyramid.empty()) fail(op, ": expected at least one map in pyramid, got none");
   const Tensor& first = pyramid.front();
   if (first.dim() != 4) fail(op, ": expected pyramid[0] of shape [B, C, H, W], got ", shape_text(first));
@@ -31,7 +32,8 @@ inline PyramidShape check_pyramid(const char* op, const std::vector<Tensor>& pyr
            shape_text(map));
     }
     if (map.size(2) >= kMapSideEnd || map.size(3) >= kMapSideEnd) {
-      fail(op, ": expected maps of fewer than 2^24 rows and columns, got ", name, " of shape ", shape_text(map));
+      fail(op, ": expected maps of fewer than 2^24 rows and columns, got ", name, " of shape ",
+           shape_text(map));
     }
     check_dtype(op, name.c_str(), map, first.scalar_type());
     check_same_device(op, name.c_str(), map, "pyramid[0]", first);

@@ -6,7 +6,7 @@
 // result depends on the number of threads.
 //
 // Kernels are vectorised over channels. Maps whose channels lie apart are packed first where that costs
-// less than it saves; else their channels are taken one by one.
+// less than it saves; else their channels are taken one by one, or kernels pack the pixels that they read.
 #pragma once
 
 #include <algorithm>
@@ -26,30 +26,55 @@ constexpr int64_t kTasksPerThread = 4;
 constexpr int64_t kSerialWork = 1 << 14;       // reads that are not worth a second thread
 constexpr int64_t kSumBytes = 1 << 20;         // of a backward task, to stay in the second-level cache
 
-// Items in the order of their image: those of image m are order[begin[m]] to order[begin[m + 1]].
+// Items in the order of their image: those of image m have the places begin[m] to begin[m + 1].
 struct Buckets {
-  std::vector<int64_t> order, begin;
+  std::vector<int64_t> begin;
+  std::vector<int64_t> order;  // item of each place; empty: the items come in this order
+
+  int64_t item(int64_t place) const { return order.empty() ? place : order[place]; }
 };
 
-inline Buckets sort_by_image(const std::vector<int64_t>& image_of_item, int64_t images) {
-  Buckets buckets{std::vector<int64_t>(image_of_item.size()), std::vector<int64_t>(images + 1, 0)};
-  for (const int64_t image : image_of_item) ++buckets.begin[image + 1];
-  for (int64_t m = 0; m < images; ++m) buckets.begin[m + 1] += buckets.begin[m];
-  std::vector<int64_t> next(buckets.begin.begin(), buckets.begin.end() - 1);
-  for (size_t i = 0; i < image_of_item.size(); ++i) {
-    buckets.order[next[image_of_item[i]]++] = static_cast<int64_t>(i);
+// image_of(i) is the image of item i < count; it is called for all items in order, then perhaps again.
+template <typename F>
+Buckets sort_by_image(int64_t count, int64_t images, const F& image_of) {
+  Buckets buckets{std::vector<int64_t>(images + 1, 0), {}};
+  bool sorted = true;
+  int64_t last = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t image = image_of(i);
+    sorted = sorted && last <= image;
+    last = image;
+    ++buckets.begin[image + 1];
   }
+  for (int64_t m = 0; m < images; ++m) buckets.begin[m + 1] += buckets.begin[m];
+  if (sorted) return buckets;
+  buckets.order.resize(count);
+  std::vector<int64_t> next(buckets.begin.begin(), buckets.begin.end() - 1);
+  for (int64_t i = 0; i < count; ++i) buckets.order[next[image_of(i)]++] = i;
   return buckets;
 }
 
-// Some channels of one image of a map, and the items (places in Buckets::order) that read it.
+// Some channels of one image of a map, and the places of the items that read it.
 struct SliceUnit {
   int64_t level, image, first_channel;
   int64_t index;       // of the slice in its image
-  int64_t begin, end;  // items
+  int64_t begin, end;  // places
   MapSlice slice;
   int64_t packed_bytes;  // 0: read in place
 };
+
+// Calls f(slice, first channel): once where kernels are vectorised over channels; else for each channel, so
+// that all items read one plane, which fits a cache, before the next.
+template <typename F>
+void for_channel_groups(const SliceUnit& unit, int64_t type_size, const F& f) {
+  if (unit.slice.padded > 0) return f(unit.slice, unit.first_channel);
+  MapSlice plane = unit.slice;
+  plane.channels = 1;
+  for (int64_t channel = 0; channel < unit.slice.channels; ++channel) {
+    plane.data = static_cast<const char*>(unit.slice.data) + channel * unit.slice.channel_stride * type_size;
+    f(plane, unit.first_channel + channel);
+  }
+}
 
 template <typename F>
 void run_tasks(int64_t count, bool serial, const F& run) {
@@ -58,12 +83,17 @@ void run_tasks(int64_t count, bool serial, const F& run) {
   });
 }
 
+// What a kernel does with channels that lie apart.
+enum class StridedChannels { kOneByOne, kPacks };
+
 class PyramidRunner {
  public:
-  // `reads` gives, for the items begin to end of order, how many elements of a channel they read.
+  // `reads` gives, for the items at places begin to end, how many elements of a channel they read.
   template <typename F>
-  PyramidRunner(const std::vector<Tensor>& pyramid, const Buckets& buckets, const F& reads)
+  PyramidRunner(const std::vector<Tensor>& pyramid, const Buckets& buckets, StridedChannels strided,
+                const F& reads)
       : pyramid_(pyramid),
+        strided_(strided),
         type_(float_type_of(pyramid[0].scalar_type())),
         type_size_(static_cast<int64_t>(pyramid[0].element_size())),
         lanes_(pyramid_kernels().float_lanes / (type_ == FloatType::kDouble ? 2 : 1)) {
@@ -73,25 +103,38 @@ class PyramidRunner {
       if (begin == end) continue;
       const int64_t count = reads(begin, end);
       work_ += count * pyramid[0].size(1);
-      images_.push_back({static_cast<int64_t>(m) / batch, static_cast<int64_t>(m) % batch, begin, end, count});
+      images_.push_back(
+          {static_cast<int64_t>(m) / batch, static_cast<int64_t>(m) % batch, begin, end, count});
     }
+  }
+
+  // Slices that an image is cut into, at most.
+  int64_t slices() const {
+    int64_t count = 1;
+    for (const SliceUnit& unit : read_units()) count = std::max(count, unit.index + 1);
+    return count;
   }
 
   // Calls f(unit, begin, end) for all slices and blocks of their items, on all threads.
   template <typename F>
   void read(int64_t least_items, const F& f) const {
     std::vector<SliceUnit> units = read_units();
-    for (size_t first = 0; first < units.size();) {
-      size_t last = first;
-      int64_t bytes = 0;
-      for (; last < units.size() && (last - first < static_cast<size_t>(num_threads()) ||
-                                     units[last].packed_bytes == 0); ++last) {
-        bytes += units[last].packed_bytes;
-      }
-      const Scratch packed(bytes);
-      pack(units, first, last, packed);
-      run_items(units, first, last, least_items, f);
-      first = last;
+    std::vector<size_t> ends;  // of groups of units whose packed slices are in memory at one time
+    int64_t most_bytes = 0, bytes = 0;
+    for (size_t u = 0, first = 0; u < units.size(); ++u) {
+      bytes += units[u].packed_bytes;
+      most_bytes = std::max(most_bytes, bytes);
+      const bool full = u + 1 - first >= static_cast<size_t>(num_threads()) && bytes > 0;
+      if (!full && u + 1 < units.size()) continue;
+      ends.push_back(first = u + 1);
+      bytes = 0;
+    }
+    const Scratch packed(most_bytes);
+    size_t first = 0;
+    for (const size_t end : ends) {
+      pack(units, first, end, packed);
+      run_items(units, first, end, least_items, f);
+      first = end;
     }
   }
 
@@ -111,11 +154,6 @@ class PyramidRunner {
     });
   }
 
-  int64_t max_slices() const {
-    const int64_t width = kSliceRegisters * lanes_;
-    return std::max<int64_t>(1, (pyramid_[0].size(1) + width - 1) / width);
-  }
-
  private:
   struct Image {
     int64_t level, image, begin, end, reads;
@@ -125,27 +163,42 @@ class PyramidRunner {
     int64_t row_begin, row_end;
   };
 
+  int64_t slice_width() const { return kSliceRegisters * lanes_; }
   int64_t pad(int64_t channels) const { return (channels + lanes_ - 1) / lanes_ * lanes_; }
 
-  // Packing moves every element once; one scattered read without it costs about as much.
-  bool is_worth_packing(const Image& image) const {
+  // Measured: moving an element into a packed map and out of it, 1 ns; a scattered read of a single channel,
+  // 1 ns; with the loops around it in roi_align, 4 ns, or 1/2 ns where the kernel packs.
+  bool is_worth_packing(const Image& image, double cost_of_read) const {
     const Tensor& map = pyramid_[image.level];
-    return image.reads * map.size(1) > map.size(2) * map.size(3) * pad(map.size(1));
+    const int64_t elements = map.size(2) * map.size(3) * pad(map.size(1));
+    return static_cast<double>(image.reads * map.size(1)) * cost_of_read > static_cast<double>(elements);
   }
+
+  // Few channels would leave most lanes empty.
+  bool kernel_packs() const {
+    return strided_ == StridedChannels::kPacks && pyramid_[0].size(1) > lanes_ / 2;
+  }
+  double cost_of_single_read() const { return strided_ == StridedChannels::kPacks ? 4.0 : 1.0; }
 
   // All channels of one image of a map, where they lie.
   SliceUnit whole_unit(const Image& image) const {
     const Tensor& map = pyramid_[image.level];
     const char* data = static_cast<const char*>(map.const_data_ptr());
-    return {image.level, image.image, 0, 0, image.begin, image.end,
+    return {image.level,
+            image.image,
+            0,
+            0,
+            image.begin,
+            image.end,
             {data + image.image * map.stride(0) * type_size_, map.stride(2), map.stride(3), map.stride(1),
-             map.size(1), 0}, 0};
+             map.size(1), 0},
+            0};
   }
 
   // Calls f(unit) for slices of at most kSliceRegisters registers.
   template <typename F>
   void for_slices(const SliceUnit& whole, const F& f) const {
-    const int64_t width = kSliceRegisters * lanes_;
+    const int64_t width = slice_width();
     for (int64_t channel = 0; channel < whole.slice.channels; channel += width) {
       SliceUnit unit = whole;
       unit.first_channel = channel;
@@ -163,14 +216,22 @@ class PyramidRunner {
       if (whole.slice.channel_stride == 1 && whole.slice.channels % lanes_ == 0) {
         whole.slice.padded = whole.slice.channels;
         units.push_back(whole);
-      } else if (is_worth_packing(image)) {
+      } else if (is_worth_packing(image, kernel_packs() ? 0.5 : cost_of_single_read())) {
         const Tensor& map = pyramid_[image.level];
         for_slices(whole, [&](SliceUnit& unit) {
           unit.packed_bytes = map.size(2) * map.size(3) * unit.slice.padded * type_size_;
           units.push_back(unit);
         });
-      } else {
+      } else if (kernel_packs()) {
+        whole.slice.padded = pad(whole.slice.channels);
         units.push_back(whole);
+      } else {
+        for_slices(whole, [&](SliceUnit& unit) {
+          const char* data = static_cast<const char*>(unit.slice.data);
+          unit.slice.data = data + unit.first_channel * unit.slice.channel_stride * type_size_;
+          unit.slice.padded = 0;
+          units.push_back(unit);
+        });
       }
     }
     return units;
@@ -191,8 +252,9 @@ class PyramidRunner {
       const Tensor& map = pyramid_[unit.level];
       const int64_t height = map.size(2), width = map.size(3), pixels = height * width;
       MapSlice& slice = unit.slice;
-      PackSource source{static_cast<const char*>(slice.data) + unit.first_channel * slice.channel_stride * type_size_,
-                        width, slice.row_stride, slice.pixel_stride, slice.channel_stride};
+      PackSource source{
+          static_cast<const char*>(slice.data) + unit.first_channel * slice.channel_stride * type_size_,
+          width, slice.row_stride, slice.pixel_stride, slice.channel_stride};
       if (source.row_stride == width * source.pixel_stride) source.width = std::max<int64_t>(pixels, 1);
       void* target = memory.at(offset);
       offset += unit.packed_bytes;
@@ -207,7 +269,8 @@ class PyramidRunner {
     const auto pack = pyramid_kernels().pack[static_cast<int>(type_)];
     run_tasks(static_cast<int64_t>(tasks.size()), work_ < kSerialWork, [&](int64_t i) {
       const PackTask& task = tasks[i];
-      pack(task.source, task.begin, task.end, task.unit->slice.channels, task.unit->slice.padded, task.target);
+      pack(task.source, task.begin, task.end, task.unit->slice.channels, task.unit->slice.padded,
+           task.target);
     });
   }
 
@@ -238,17 +301,19 @@ class PyramidRunner {
     for (const Image& image : images_) {
       const SliceUnit whole = whole_unit(image);
       const int64_t height = pyramid_[image.level].size(2), width = pyramid_[image.level].size(3);
-      if (!is_worth_packing(image)) {
+      if (!is_worth_packing(image, cost_of_single_read())) {
         for (int64_t channel = 0; channel < whole.slice.channels; ++channel) {
           tasks.push_back({whole, 0, height});
           tasks.back().unit.first_channel = channel;
         }
         continue;
       }
-      const int64_t units = static_cast<int64_t>(images_.size()) * max_slices();
+      const int64_t slices = (whole.slice.channels + slice_width() - 1) / slice_width();
+      const int64_t units = static_cast<int64_t>(images_.size()) * slices;
       for_slices(whole, [&](const SliceUnit& unit) {
         const int64_t bytes = height * width * unit.slice.padded * accumulator_size;
-        const int64_t parts = std::clamp<int64_t>(std::max(wanted / units, bytes / kSumBytes), 1, std::max<int64_t>(height, 1));
+        const int64_t parts =
+            std::clamp<int64_t>(std::max(wanted / units, bytes / kSumBytes), 1, std::max<int64_t>(height, 1));
         for (int64_t part = 0; part < parts; ++part) {
           tasks.push_back({unit, part * height / parts, (part + 1) * height / parts});
         }
@@ -269,9 +334,10 @@ class PyramidRunner {
     f(task.unit, SumSlice{memory.at(0), task.row_begin, task.row_end, width * slice.padded, slice.padded,
                           slice.channels, slice.padded, 1});
     T* target = static_cast<T*>(gradient.mutable_data_ptr()) +
-                (task.unit.image * gradient.size(1) + task.unit.first_channel) * plane + task.row_begin * width;
-    pyramid_kernels().unpack[static_cast<int>(type_)](memory.at(0), slice.padded, pixels, slice.channels, target,
-                                                      plane);
+                (task.unit.image * gradient.size(1) + task.unit.first_channel) * plane +
+                task.row_begin * width;
+    pyramid_kernels().unpack[static_cast<int>(type_)](memory.at(0), slice.padded, pixels, slice.channels,
+                                                      target, plane);
   }
 
   template <typename T, typename F>
@@ -295,6 +361,7 @@ class PyramidRunner {
   }
 
   const std::vector<Tensor>& pyramid_;
+  StridedChannels strided_;
   FloatType type_;
   int64_t type_size_;
   int64_t lanes_;

@@ -14,8 +14,9 @@ struct MapSlice {
   const void* data;  // first channel of pixel (0, 0)
   int64_t row_stride, pixel_stride, channel_stride;
   int64_t channels;
-  // Channels in whole registers, the last padded - channels of them zero: they lie next to each other and
-  // kernels are vectorised over them. 0: they lie anywhere, kernels take them one by one.
+  // Channels in whole registers, over which kernels are vectorised: with channel_stride 1 they lie next to
+  // each other, the last padded - channels of them zero; else kernels pack what they read. 0: kernels take
+  // the channels one by one.
   int64_t padded;
 };
 

@@ -17,7 +17,8 @@ struct RoiAlignShape {
 inline RoiSettings make_roi_settings(int64_t height, int64_t width, int64_t sampling_ratio, bool aligned) {
   constexpr int64_t most = std::numeric_limits<int32_t>::max();
   if (height < 1 || width < 1 || height > most || width > most || height > most / width) {
-    fail("roi_align: expected output_size of at least 1 and fewer than 2^31 bins, got (", height, ", ", width, ")");
+    fail("roi_align: expected output_size of at least 1 and fewer than 2^31 bins, got (", height, ", ", width,
+         ")");
   }
   return {static_cast<int32_t>(height), static_cast<int32_t>(width),
           static_cast<int32_t>(std::clamp<int64_t>(sampling_ratio, 0, most)), aligned};
@@ -54,8 +55,8 @@ inline void check_roi_align_grad(const Tensor& grad_output,  // [R, C, h, w]
   if (grad_output.dim() != 4 || grad_output.size(0) != shape.rois ||
       grad_output.size(1) != shape.pyramid.channels || grad_output.size(2) != settings.height ||
       grad_output.size(3) != settings.width) {
-    fail(op, ": expected grad_output of shape [R=", shape.rois, ", C=", shape.pyramid.channels, ", h=",
-         settings.height, ", w=", settings.width, "], got ", shape_text(grad_output));
+    fail(op, ": expected grad_output of shape [R=", shape.rois, ", C=", shape.pyramid.channels,
+         ", h=", settings.height, ", w=", settings.width, "], got ", shape_text(grad_output));
   }
   check_dtype(op, "grad_output", grad_output, map.scalar_type());
   check_same_device(op, "grad_output", grad_output, "pyramid[0]", map);

@@ -35,7 +35,9 @@ template <typename T, typename F>
 void with_boxes(const Tensor& rois, const F& f) {
   using A = accumulator_t<T>;
   if (rois.scalar_type() == ScalarType::Float) {
-    f([data = static_cast<const float*>(rois.const_data_ptr())](int64_t i) { return static_cast<A>(data[i]); });
+    f([data = static_cast<const float*>(rois.const_data_ptr())](int64_t i) {
+      return static_cast<A>(data[i]);
+    });
   } else {
     f([data = static_cast<const T*>(rois.const_data_ptr())](int64_t i) { return widen(data[i]); });
   }
@@ -46,19 +48,25 @@ template <typename T>
 Buckets sort_rois(const Problem& problem) {
   const PyramidShape& p = problem.shape.pyramid;
   const int64_t* level = problem.level.const_data_ptr<int64_t>();
-  std::vector<int64_t> images(problem.shape.rois);
+  Buckets buckets;
   with_boxes<T>(problem.rois, [&](const auto& read) {
-    for (int64_t r = 0; r < problem.shape.rois; ++r) {
+    buckets = sort_by_image(problem.shape.rois, p.levels * p.batch, [&](int64_t r) {
       const auto value = read(5 * r);
       const int64_t image = roi_image(value, p.batch);
       if (image < 0) fail("roi_align: expected rois[:, 0] in [0, ", p.batch, "), got ", value);
       if (level[r] < 0 || level[r] >= p.levels) {
         fail("roi_align: expected level in [0, ", p.levels, "), got ", level[r]);
       }
-      images[r] = level[r] * p.batch + image;
-    }
+      return level[r] * p.batch + image;
+    });
   });
-  return sort_by_image(images, p.levels * p.batch);
+  return buckets;
+}
+
+int64_t max_side(const std::vector<Tensor>& pyramid) {
+  int64_t side = 0;
+  for (const Tensor& map : pyramid) side = std::max({side, map.size(2), map.size(3)});
+  return side;
 }
 
 // The sums of all RoIs, in the order of Buckets.
@@ -68,14 +76,13 @@ std::vector<RoiPlan<accumulator_t<T>>> plan_rois(const Problem& problem, const B
   using A = accumulator_t<T>;
   const RoiSettings& s = problem.settings;
   const int64_t* levels = problem.level.const_data_ptr<int64_t>();
-  std::vector<RoiPlan<A>> plans(buckets.order.size());
-  int64_t side = 0;
-  for (const Tensor& map : problem.pyramid) side = std::max({side, map.size(2), map.size(3)});
+  std::vector<RoiPlan<A>> plans(problem.shape.rois);
+  const int64_t side = max_side(problem.pyramid);
   with_boxes<T>(problem.rois, [&](const auto& read) {
     parallel_for(static_cast<int64_t>(plans.size()), kRoisPerPlanTask, [&](int64_t begin, int64_t end) {
       std::vector<int32_t> place_of_pixel(transposed ? side : 0, -1);
       for (int64_t i = begin; i < end; ++i) {
-        const int64_t r = buckets.order[i], level = levels[r];
+        const int64_t r = buckets.item(i), level = levels[r];
         const A stride = static_cast<A>(problem.strides[level]);
         const Tensor& map = problem.pyramid[level];
         const auto plan = [&](int64_t first, int32_t bins, int64_t map_side) {
@@ -114,7 +121,8 @@ Tensor roi_align(const std::vector<Tensor>& pyramid,  // L x [B, C, H_l, W_l]
                  const Tensor& level,                 // [R]
                  int64_t output_height, int64_t output_width, int64_t sampling_ratio, bool aligned,
                  const std::vector<double>& strides) {
-  const Problem problem(pyramid, rois, level, make_roi_settings(output_height, output_width, sampling_ratio, aligned), strides);
+  const Problem problem(pyramid, rois, level,
+                        make_roi_settings(output_height, output_width, sampling_ratio, aligned), strides);
   const int64_t channels = problem.shape.pyramid.channels, bins = output_height * output_width;
   Tensor output = empty_of(pyramid[0], {problem.shape.rois, channels, output_height, output_width});
   dispatch_floating("roi_align", "pyramid", pyramid[0].scalar_type(), [&](auto tag) {
@@ -123,17 +131,19 @@ Tensor roi_align(const std::vector<Tensor>& pyramid,  // L x [B, C, H_l, W_l]
     if (problem.is_empty()) return;
     const auto plans = plan_rois<T>(problem, buckets, false);
     const auto forward = roi_align_kernels().forward[static_cast<int>(problem.type())];
-    const int64_t scratch_bytes = roi_align_kernels().scratch_bytes(bins, output_width);
+    const int64_t scratch_bytes = roi_align_kernels().scratch_bytes(bins, output_width, max_side(pyramid));
     T* out = static_cast<T*>(output.mutable_data_ptr());
-    const PyramidRunner runner(pyramid, buckets, [&](int64_t begin, int64_t end) {
+    const PyramidRunner runner(pyramid, buckets, StridedChannels::kPacks, [&](int64_t begin, int64_t end) {
       return count_reads(plans, begin, end, output_width);
     });
     runner.read(1, [&](const SliceUnit& unit, int64_t begin, int64_t end) {
       const Scratch scratch(scratch_bytes);
-      for (int64_t i = begin; i < end; ++i) {
-        T* target = out + (buckets.order[i] * channels + unit.first_channel) * bins;
-        forward(unit.slice, plans[i].sums(problem.settings), target, scratch.at(0));
-      }
+      for_channel_groups(unit, sizeof(T), [&](const MapSlice& slice, int64_t channel) {
+        for (int64_t i = begin; i < end; ++i) {
+          T* target = out + (buckets.item(i) * channels + channel) * bins;
+          forward(slice, plans[i].sums(problem.settings), target, scratch.at(0));
+        }
+      });
     });
   });
   return output;
@@ -146,7 +156,8 @@ std::vector<Tensor> roi_align_backward(const Tensor& grad_output,           // [
                                        int64_t output_height, int64_t output_width, int64_t sampling_ratio,
                                        bool aligned, const std::vector<double>& strides,
                                        bool /*deterministic: always*/) {
-  const Problem problem(pyramid, rois, level, make_roi_settings(output_height, output_width, sampling_ratio, aligned), strides);
+  const Problem problem(pyramid, rois, level,
+                        make_roi_settings(output_height, output_width, sampling_ratio, aligned), strides);
   check_roi_align_grad(grad_output, pyramid[0], problem.shape, problem.settings);
   const int64_t channels = problem.shape.pyramid.channels, bins = output_height * output_width;
   const std::vector<Tensor> gradients = new_pyramid_gradients(pyramid, true);
@@ -156,16 +167,16 @@ std::vector<Tensor> roi_align_backward(const Tensor& grad_output,           // [
     if (problem.is_empty()) return;
     const auto plans = plan_rois<T>(problem, buckets, true);
     const auto scatter = roi_align_kernels().scatter[static_cast<int>(problem.type())];
-    const int64_t scratch_bytes = roi_align_kernels().scratch_bytes(bins, max_columns(plans));
+    const int64_t scratch_bytes = roi_align_kernels().scratch_bytes(bins, max_columns(plans), 0);
     const Tensor contiguous = as_contiguous(grad_output);
     const T* grad = static_cast<const T*>(contiguous.const_data_ptr());
-    const PyramidRunner runner(pyramid, buckets, [&](int64_t begin, int64_t end) {
+    const PyramidRunner runner(pyramid, buckets, StridedChannels::kPacks, [&](int64_t begin, int64_t end) {
       return count_reads(plans, begin, end, output_width);
     });
     runner.template sum<T>(gradients, [&](const SliceUnit& unit, const SumSlice& sums) {
       const Scratch scratch(scratch_bytes);
       for (int64_t i = unit.begin; i < unit.end; ++i) {
-        const T* source = grad + (buckets.order[i] * channels + unit.first_channel) * bins;
+        const T* source = grad + (buckets.item(i) * channels + unit.first_channel) * bins;
         scatter(sums, plans[i].sums(problem.settings), source, scratch.at(0));
       }
     });

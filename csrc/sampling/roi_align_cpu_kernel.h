@@ -23,7 +23,8 @@ struct RoiSums {
 
 // Function pointers, indexed by FloatType of the maps.
 struct RoiAlignKernels {
-  int64_t (*scratch_bytes)(int64_t bins, int64_t columns);  // columns: the largest count of an x axis
+  // columns: the largest count of an x axis; side: the widest row that forward may have to pack.
+  int64_t (*scratch_bytes)(int64_t bins, int64_t columns, int64_t side);
   // output[c, i, j] = sum of weights * map, for the channels of the slice; `output` is contiguous.
   void (*forward[kNumFloatTypes])(const MapSlice& map, const RoiSums& sums, void* output, void* scratch);
   // Adds the sums of weights * grad_output to the pixels in the rows of `target`.

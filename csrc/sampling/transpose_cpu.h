@@ -47,18 +47,26 @@ EFFOPS_INLINE void transpose_block(const T* from, int64_t from_stride, T* to, in
   for (int i = 0; i < kBlock; ++i) store(to + i * to_stride, b[i]);
 }
 
+constexpr int64_t kRun =
+    64;  // pixels of a channel read at a time: few streams, and rows that stay in the cache
+
 // `pixels` rows of `channels` channels, from anywhere to rows that are `padded` apart and end with zeros.
 template <typename T>
 EFFOPS_INLINE void pack_rows(const T* from, int64_t pixel_stride, int64_t channel_stride, int64_t pixels,
                              int64_t channels, int64_t padded, T* to) {
-  const bool blocks = pixel_stride == 1 && channel_stride != 1;
-  const int64_t block_pixels = blocks ? pixels / kBlock * kBlock : 0;
+  const bool blocks = pixel_stride == 1 && channel_stride != 1 && pixels >= kBlock;
+  const int64_t block_pixels = blocks ? pixels : 0;
   const int64_t block_channels = blocks ? channels / kBlock * kBlock : 0;
-  for (int64_t p = 0; p < block_pixels; p += kBlock) {
+  for (int64_t run = 0; run < block_pixels; run += kRun) {
+    const int64_t end = run + kRun < block_pixels ? run + kRun : block_pixels;
     for (int64_t c = 0; c < block_channels; c += kBlock) {
-      transpose_block(from + c * channel_stride + p, channel_stride, to + p * padded + c, padded);
+      for (int64_t next = run; next < end; next += kBlock) {
+        const int64_t p = next + kBlock <= pixels ? next : pixels - kBlock;  // the last block may overlap
+        transpose_block(from + c * channel_stride + p, channel_stride, to + p * padded + c, padded);
+      }
     }
   }
+  if (block_pixels == pixels && block_channels == padded) return;
   for (int64_t p = 0; p < pixels; ++p) {
     const T* pixel = from + p * pixel_stride;
     T* row = to + p * padded;

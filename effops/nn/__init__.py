@@ -1,5 +1,6 @@
 """Modules: parameters, initialisation and settings around the functions of `effops.ops`."""
 
 from effops.nn.ms_deform_attn import MultiScaleDeformableAttention
+from effops.nn.roi_align import RoIAlign
 
-__all__ = ["MultiScaleDeformableAttention"]
+__all__ = ["MultiScaleDeformableAttention", "RoIAlign"]

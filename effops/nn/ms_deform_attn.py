@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from effops.ops import ms_deform_attn
+from effops.ops.ms_deform_attn import ms_deform_attn
 
 _NAME = "MultiScaleDeformableAttention"
 

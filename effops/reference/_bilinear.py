@@ -16,7 +16,7 @@ from torch import Tensor
 class Pyramid(NamedTuple):
     """A list of maps as one table of pixels: pixel (x, y) of map l is row start[l] + y * width[l] + x."""
 
-    rows: Tensor  # [B, S, C], S = sum(H_l * W_l)
+    rows: Tensor  # [B, S + 1, C], S = sum(H_l * W_l); the last row is 0, to read where a map has no pixels
     height: Tensor  # [L] int64
     width: Tensor  # [L] int64
     start: Tensor  # [L] int64
@@ -81,12 +81,13 @@ def flatten_pyramid(op: str, pyramid: Sequence[Tensor], dtype: torch.dtype) -> P
     sizes = torch.tensor([feature.shape[2:] for feature in pyramid], device=pyramid[0].device)
     height, width = sizes.unbind(1)
     area = height * width
-    rows = torch.cat([feature.to(dtype).flatten(2) for feature in pyramid], dim=2)
+    maps = [feature.to(dtype).flatten(2) for feature in pyramid]
+    rows = torch.cat([*maps, maps[0].new_zeros(*maps[0].shape[:2], 1)], dim=2)
     return Pyramid(rows.transpose(1, 2), height, width, area.cumsum(0) - area)
 
 
 def check_pyramid(op: str, pyramid: Sequence[Tensor]) -> None:
-    """At least one map; all of one batch size, channel count and floating dtype; no map of size 0."""
+    """At least one map; all of one batch size, channel count and floating dtype."""
     if len(pyramid) == 0:
         raise ValueError(f"{op}: expected at least one map in pyramid, got none")
     for index, feature in enumerate(pyramid):
@@ -95,8 +96,6 @@ def check_pyramid(op: str, pyramid: Sequence[Tensor]) -> None:
         check_shape(op, name, feature, "BCHW", (*pyramid[0].shape[:2], None, None))
         if feature.dtype != pyramid[0].dtype:
             raise TypeError(f"{op}: expected {name} of dtype {pyramid[0].dtype}, got {feature.dtype}")
-        if feature.shape[2] == 0 or feature.shape[3] == 0:
-            raise ValueError(f"{op}: expected {name} with H > 0 and W > 0, got {list(feature.shape)}")
 
 
 def check_ids(op: str, name: str, ids: Tensor, end: int) -> None:

@@ -40,7 +40,7 @@ def point_sample(pyramid: Sequence[Tensor], batch: Tensor, level: Tensor, xy: Te
         (float32 coordinates beside half maps lose nothing), and rounded once.
 
     Raises:
-        ValueError: shapes that do not fit together, a map without pixels, ids out of range.
+        ValueError: shapes that do not fit together, ids out of range.
         TypeError: maps or xy that are not floating point, ids that are not int64.
 
     Source: Kirillov et al., PointRend, CVPR 2020.

@@ -78,7 +78,7 @@ def roi_align(
         float32 (float32 boxes beside half maps lose nothing), and rounded once.
 
     Raises:
-        ValueError: shapes that do not fit together, a map without pixels, ids out of range, an output
+        ValueError: shapes that do not fit together, ids out of range, an output
             size below 1, a stride that is not positive and finite.
         TypeError: maps or rois that are not floating point, levels that are not int64.
 

@@ -26,8 +26,8 @@
 
 // Both arrays are the running block's own; see fibers.h. The address of `key` names the declaration.
 #define EFFOPS_DYNAMIC_SHARED(type, name) type* name = static_cast<type*>(::simulator::dynamic_shared())
-#define EFFOPS_SHARED(type, name, count) \
-  static char effops_key_of_##name;      \
+#define EFFOPS_SHARED(type, name, count)                                                    \
+  static char effops_key_of_##name;                                                         \
   type(&name)[count] = ::simulator::shared_array<type, count>(&effops_key_of_##name, #name)
 
 // ------------------------------------------------------------------------------------------- barriers

@@ -3,20 +3,20 @@
 
 #include "fibers.h"  // uint3
 
-#define EFFOPS_VECTOR2(name, type)        \
-  struct alignas(2 * sizeof(type)) name { \
-    type x, y;                            \
-  };                                      \
+#define EFFOPS_VECTOR2(name, type)                           \
+  struct alignas(2 * sizeof(type)) name {                    \
+    type x, y;                                               \
+  };                                                         \
   inline name make_##name(type x, type y) { return {x, y}; }
-#define EFFOPS_VECTOR3(name, type) \
-  struct name {                    \
-    type x, y, z;                  \
-  };                               \
+#define EFFOPS_VECTOR3(name, type)                                      \
+  struct name {                                                         \
+    type x, y, z;                                                       \
+  };                                                                    \
   inline name make_##name(type x, type y, type z) { return {x, y, z}; }
-#define EFFOPS_VECTOR4(name, type)                                     \
-  struct alignas(4 * sizeof(type) > 16 ? 16 : 4 * sizeof(type)) name { \
-    type x, y, z, w;                                                   \
-  };                                                                   \
+#define EFFOPS_VECTOR4(name, type)                                                 \
+  struct alignas(4 * sizeof(type) > 16 ? 16 : 4 * sizeof(type)) name {             \
+    type x, y, z, w;                                                               \
+  };                                                                               \
   inline name make_##name(type x, type y, type z, type w) { return {x, y, z, w}; }
 
 EFFOPS_VECTOR2(char2, signed char)

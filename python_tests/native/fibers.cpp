@@ -67,9 +67,9 @@ std::string describe(unsigned thread) {
   if (fiber.state == State::kDone) return std::string(text) + " has exited";
   if (fiber.state == State::kReady) return text;
   const Request& request = fiber.request;
-  length +=
-      std::snprintf(text + length, sizeof(text) - length, " waits in %s at %s:%u", name_of(request.kind),
-                    request.where.file_name(), static_cast<unsigned>(request.where.line()));
+  length += std::snprintf(text + length, sizeof(text) - length, " waits in %s at %s:%u",
+                          name_of(request.kind), request.where.file_name(),
+                          static_cast<unsigned>(request.where.line()));
   if (request.kind >= Collective::kSyncWarp && request.kind != Collective::kActiveMask) {
     std::snprintf(text + length, sizeof(text) - length, " with mask 0x%08x", request.mask);
   }
@@ -181,8 +181,7 @@ uint64_t warp_answer(unsigned warp_start, unsigned lane) {
         lanes |= uint64_t{counts} << other;
       }
       return lanes;
-    default:
-      return 0;
+    default: return 0;
   }
 }
 

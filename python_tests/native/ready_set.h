@@ -53,12 +53,9 @@ class ReadySet {
   // The thread to run next; the set must not be empty.
   unsigned pick(Schedule& schedule) const {
     switch (schedule.order()) {
-      case Order::kForward:
-        return at(0);
-      case Order::kReverse:
-        return at(size() - 1);
-      default:
-        return at(static_cast<unsigned>(schedule.random() % size()));
+      case Order::kForward: return at(0);
+      case Order::kReverse: return at(size() - 1);
+      default: return at(static_cast<unsigned>(schedule.random() % size()));
     }
   }
 

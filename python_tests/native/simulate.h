@@ -67,7 +67,7 @@ struct Registration {
 
 // At namespace scope: EFFOPS_SIMULATE("name", function), where the function may be an instance of a template.
 // Python finds the file of a kernel by this line; names are unique over all files.
-#define EFFOPS_SIMULATE(name, ...) \
+#define EFFOPS_SIMULATE(name, ...)                                                         \
   static const ::simulator::Registration EFFOPS_REGISTRATION(__LINE__)(name, __VA_ARGS__);
 #define EFFOPS_REGISTRATION(line) EFFOPS_REGISTRATION_(line)
 #define EFFOPS_REGISTRATION_(line) effops_registration_##line

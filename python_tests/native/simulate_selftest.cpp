@@ -94,8 +94,8 @@ __global__ void shuffle_types_kernel(int* y) {
   int right = __shfl_sync(all, lane + 0x80000000u, 7) == 0x80000007u;
   right += __shfl_sync(all, lane + (1ul << 63), 7) == 7 + (1ul << 63);
   right += __shfl_sync(all, lane + (1ull << 63), 7) == 7 + (1ull << 63);
-  right +=
-      __shfl_xor_sync(all, static_cast<short>(-static_cast<int>(lane)), 1) == -static_cast<int>(lane ^ 1);
+  right += __shfl_xor_sync(all, static_cast<short>(-static_cast<int>(lane)), 1) ==
+           -static_cast<int>(lane ^ 1);
   right += __shfl_down_sync(all, lane % 2 == 0, 1) == (lane == 31 ? 0 : static_cast<int>(lane % 2));
   y[lane] = right;
 }
@@ -264,8 +264,8 @@ __global__ void function_kernel(const float* x, float* y) {
            static_cast<float>(max(int64_t{7}, int64_t{-7}));
   y[i++] = fminf(x[2], 1.5f) + max(x[2], 2.0f);  // x[2] is NaN
   y[i++] = rsqrtf(4.0f) + static_cast<float>(rsqrt(16.0));
-  y[i++] =
-      __expf(1.0f) + __logf(2.0f) + __sinf(0.5f) + __cosf(0.5f) + __powf(2.0f, 3.0f) + __fdividef(1.0f, 8.0f);
+  y[i++] = __expf(1.0f) + __logf(2.0f) + __sinf(0.5f) + __cosf(0.5f) + __powf(2.0f, 3.0f) +
+           __fdividef(1.0f, 8.0f);
   y[i++] = static_cast<float>(__float2int_rn(2.5f) + 10 * __float2int_rd(-0.5f) + 100 * __float2int_ru(0.5f) +
                               1000 * __float2int_rz(-1.5f));
   y[i++] = static_cast<float>(__float2int_rz(x[2])) + static_cast<float>(__float2int_rz(1e30f) == INT32_MAX);
