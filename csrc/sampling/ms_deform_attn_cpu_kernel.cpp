@@ -10,13 +10,11 @@
 // accumulators. Bound by second- and third-level cache bandwidth: rows of one image and head are packed
 // next to each other, because heads lie M * D apart in `value` and would use 1 / M of the cache sets.
 // Limits: H * W < 2^31 per level (2^63 for float64), sides < 2^24.
+#include "lanes_cpu.h"
 #include "point_tile_cpu.h"
 
 namespace effops::sampling::EFFOPS_ISA {
 namespace {
-
-// Channels held in registers at a time: 4 accumulators (and 4 of g, 4 of dots in backward).
-constexpr int kMaxRegisters = 4;
 
 inline int64_t scratch_bytes(const MsDeformAttnShape& shape) {
   return tile_capacity(shape) * kTileArrays * int64_t{sizeof(double)};
@@ -109,21 +107,10 @@ void forward(const PointInputs& inputs, const ValueSlice& value, const QueryRang
     for (int64_t q = 0; q < queries; ++q) {
       T* out = static_cast<T*>(output) +
                ((range.image * s.queries + begin + q) * s.heads + range.head) * s.channels;
-      int64_t channel = 0;
-      const auto sum = [&](auto registers) {
-        constexpr int n = decltype(registers)::value;
+      for_registers<lanes>(value.padded, [&](auto registers, int64_t channel) {
+        constexpr int n = decltype(registers)::count;
         sum_points<T, n>(tile, inputs, value, q * per_query, channel, out + channel, s.channels - channel);
-        channel += n * lanes;
-      };
-      while (value.padded - channel >= kMaxRegisters * lanes) {
-        sum(std::integral_constant<int, kMaxRegisters>{});
-      }
-      switch ((value.padded - channel) / lanes) {
-        case 3: sum(std::integral_constant<int, 3>{}); break;
-        case 2: sum(std::integral_constant<int, 2>{}); break;
-        case 1: sum(std::integral_constant<int, 1>{}); break;
-        default: break;
-      }
+      });
     }
   }
 }
@@ -264,21 +251,10 @@ void backward(const PointInputs& inputs, const ValueSlice& value, const QueryRan
     if (needs.dots) memset(tile.dots, 0, 4 * queries * per_query * sizeof(Acc));
     for (int64_t q = 0; q < queries; ++q) {
       const T* grad = static_cast<const T*>(gradients.grad_output) + (begin + q) * value.padded;
-      int64_t channel = 0;
-      const auto scatter = [&](auto registers) {
-        constexpr int n = decltype(registers)::value;
+      for_registers<lanes>(value.padded, [&](auto registers, int64_t channel) {
+        constexpr int n = decltype(registers)::count;
         scatter_points<T, n>(tile, inputs, value, gradients, needs, range, q * per_query, channel, grad);
-        channel += n * lanes;
-      };
-      while (value.padded - channel >= kMaxRegisters * lanes) {
-        scatter(std::integral_constant<int, kMaxRegisters>{});
-      }
-      switch ((value.padded - channel) / lanes) {
-        case 3: scatter(std::integral_constant<int, 3>{}); break;
-        case 2: scatter(std::integral_constant<int, 2>{}); break;
-        case 1: scatter(std::integral_constant<int, 1>{}); break;
-        default: break;
-      }
+      });
     }
     if (needs.dots) {
       finish_points(tile, queries * per_query);

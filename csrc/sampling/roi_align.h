@@ -49,6 +49,26 @@ inline RoiAlignShape check_roi_align(const std::vector<Tensor>& pyramid,  // L x
   return {shape, sizes['R']};
 }
 
+// Checked arguments, contiguous where kernels read them.
+struct RoiAlignInputs {
+  const std::vector<Tensor>& pyramid;  // L x [B, C, H_l, W_l]
+  Tensor rois, level;                  // [R, 5], [R]
+  RoiSettings settings;
+  std::vector<double> strides;
+  RoiAlignShape shape;
+
+  RoiAlignInputs(const std::vector<Tensor>& pyramid_in, const Tensor& rois_in, const Tensor& level_in,
+                 const RoiSettings& settings_in, const std::vector<double>& strides_in)
+      : pyramid(pyramid_in),
+        rois(as_contiguous(rois_in)),
+        level(as_contiguous(level_in)),
+        settings(settings_in),
+        strides(strides_in),
+        shape(check_roi_align(pyramid, rois_in, level_in, strides)) {}
+
+  bool is_empty() const { return shape.rois == 0 || shape.pyramid.channels == 0; }
+};
+
 inline void check_roi_align_grad(const Tensor& grad_output,  // [R, C, h, w]
                                  const Tensor& map, const RoiAlignShape& shape, const RoiSettings& settings) {
   constexpr const char* op = "roi_align_backward";

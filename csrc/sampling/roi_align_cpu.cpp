@@ -9,27 +9,6 @@ namespace {
 
 constexpr int64_t kRoisPerPlanTask = 16;
 
-// Checked inputs.
-struct Problem {
-  const std::vector<Tensor>& pyramid;
-  Tensor rois, level;
-  RoiSettings settings;
-  std::vector<double> strides;
-  RoiAlignShape shape;
-
-  Problem(const std::vector<Tensor>& pyramid_in, const Tensor& rois_in, const Tensor& level_in,
-          const RoiSettings& settings_in, const std::vector<double>& strides_in)
-      : pyramid(pyramid_in),
-        rois(as_contiguous(rois_in)),
-        level(as_contiguous(level_in)),
-        settings(settings_in),
-        strides(strides_in),
-        shape(check_roi_align(pyramid, rois_in, level_in, strides)) {}
-
-  bool is_empty() const { return shape.rois == 0 || shape.pyramid.channels == 0; }
-  FloatType type() const { return float_type_of(pyramid[0].scalar_type()); }
-};
-
 // Calls f(read), where read(i) is element i of the boxes as an accumulator.
 template <typename T, typename F>
 void with_boxes(const Tensor& rois, const F& f) {
@@ -45,7 +24,7 @@ void with_boxes(const Tensor& rois, const F& f) {
 
 // Sorts the RoIs by the image of the map that they read; ids out of range are an error.
 template <typename T>
-Buckets sort_rois(const Problem& problem) {
+Buckets sort_rois(const RoiAlignInputs& problem) {
   const PyramidShape& p = problem.shape.pyramid;
   const int64_t* level = problem.level.const_data_ptr<int64_t>();
   Buckets buckets;
@@ -71,7 +50,7 @@ int64_t max_side(const std::vector<Tensor>& pyramid) {
 
 // The sums of all RoIs, in the order of Buckets.
 template <typename T>
-std::vector<RoiPlan<accumulator_t<T>>> plan_rois(const Problem& problem, const Buckets& buckets,
+std::vector<RoiPlan<accumulator_t<T>>> plan_rois(const RoiAlignInputs& problem, const Buckets& buckets,
                                                  bool transposed) {
   using A = accumulator_t<T>;
   const RoiSettings& s = problem.settings;
@@ -121,8 +100,8 @@ Tensor roi_align(const std::vector<Tensor>& pyramid,  // L x [B, C, H_l, W_l]
                  const Tensor& level,                 // [R]
                  int64_t output_height, int64_t output_width, int64_t sampling_ratio, bool aligned,
                  const std::vector<double>& strides) {
-  const Problem problem(pyramid, rois, level,
-                        make_roi_settings(output_height, output_width, sampling_ratio, aligned), strides);
+  const RoiAlignInputs problem(
+      pyramid, rois, level, make_roi_settings(output_height, output_width, sampling_ratio, aligned), strides);
   const int64_t channels = problem.shape.pyramid.channels, bins = output_height * output_width;
   Tensor output = empty_of(pyramid[0], {problem.shape.rois, channels, output_height, output_width});
   dispatch_floating("roi_align", "pyramid", pyramid[0].scalar_type(), [&](auto tag) {
@@ -130,7 +109,8 @@ Tensor roi_align(const std::vector<Tensor>& pyramid,  // L x [B, C, H_l, W_l]
     const Buckets buckets = sort_rois<T>(problem);
     if (problem.is_empty()) return;
     const auto plans = plan_rois<T>(problem, buckets, false);
-    const auto forward = roi_align_kernels().forward[static_cast<int>(problem.type())];
+    const auto forward =
+        roi_align_kernels().forward[static_cast<int>(float_type_of(pyramid[0].scalar_type()))];
     const int64_t scratch_bytes = roi_align_kernels().scratch_bytes(bins, output_width, max_side(pyramid));
     T* out = static_cast<T*>(output.mutable_data_ptr());
     const PyramidRunner runner(pyramid, buckets, StridedChannels::kPacks, [&](int64_t begin, int64_t end) {
@@ -156,8 +136,8 @@ std::vector<Tensor> roi_align_backward(const Tensor& grad_output,           // [
                                        int64_t output_height, int64_t output_width, int64_t sampling_ratio,
                                        bool aligned, const std::vector<double>& strides,
                                        bool /*deterministic: always*/) {
-  const Problem problem(pyramid, rois, level,
-                        make_roi_settings(output_height, output_width, sampling_ratio, aligned), strides);
+  const RoiAlignInputs problem(
+      pyramid, rois, level, make_roi_settings(output_height, output_width, sampling_ratio, aligned), strides);
   check_roi_align_grad(grad_output, pyramid[0], problem.shape, problem.settings);
   const int64_t channels = problem.shape.pyramid.channels, bins = output_height * output_width;
   const std::vector<Tensor> gradients = new_pyramid_gradients(pyramid, true);
@@ -166,7 +146,8 @@ std::vector<Tensor> roi_align_backward(const Tensor& grad_output,           // [
     const Buckets buckets = sort_rois<T>(problem);
     if (problem.is_empty()) return;
     const auto plans = plan_rois<T>(problem, buckets, true);
-    const auto scatter = roi_align_kernels().scatter[static_cast<int>(problem.type())];
+    const auto scatter =
+        roi_align_kernels().scatter[static_cast<int>(float_type_of(pyramid[0].scalar_type()))];
     const int64_t scratch_bytes = roi_align_kernels().scratch_bytes(bins, max_columns(plans), 0);
     const Tensor contiguous = as_contiguous(grad_output);
     const T* grad = static_cast<const T*>(contiguous.const_data_ptr());

@@ -8,22 +8,12 @@ namespace effops::sampling {
 namespace {
 
 // Checked inputs, laid out as the kernels read them.
-struct Inputs {
-  const std::vector<Tensor>& pyramid;
-  Tensor rois, level;
-  RoiSettings settings;
-  std::vector<double> strides;
-  RoiAlignShape shape;
+struct Inputs : RoiAlignInputs {
   DevicePyramid maps;
 
   Inputs(const std::vector<Tensor>& pyramid_in, const Tensor& rois_in, const Tensor& level_in,
          const RoiSettings& settings_in, const std::vector<double>& strides_in)
-      : pyramid(pyramid_in),
-        rois(as_contiguous(rois_in)),
-        level(as_contiguous(level_in)),
-        settings(settings_in),
-        strides(strides_in),
-        shape(check_roi_align(pyramid, rois_in, level_in, strides)),
+      : RoiAlignInputs(pyramid_in, rois_in, level_in, settings_in, strides_in),
         maps(make_device_pyramid("roi_align", pyramid)) {
     const double elements = static_cast<double>(shape.pyramid.channels) *
                             static_cast<double>(settings.height) * static_cast<double>(settings.width);
@@ -32,7 +22,6 @@ struct Inputs {
     }
   }
 
-  bool is_empty() const { return shape.rois == 0 || shape.pyramid.channels == 0; }
   int64_t blocks_per_roi() const { return roi_blocks(shape.pyramid.channels, settings); }
 
   template <typename T>
