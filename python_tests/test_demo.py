@@ -15,6 +15,10 @@ from effops.demo._extras import MissingExtraError, require
 from effops.demo._section import Row
 from effops.demo.sections import SECTIONS, load
 from effops.demo.sections.ms_deform_attn import plain_pytorch
+from effops.demo.sections.roi_align import plain_point_sample, plain_roi_align
+
+#: Ops of the sections that hold more than the op they are named after.
+OPS = {"roi_align": {"roi_align", "point_sample"}}
 
 
 def tiny(folder, **changes):
@@ -31,7 +35,7 @@ def page(tmp_path_factory):
 def test_every_picture_of_the_page_is_there(page):
     html = page.read_text(encoding="utf-8")
     pictures = re.findall(r'<img src="([^"]+)"', html)
-    assert len(pictures) == len(set(pictures)) >= 5 * len(SECTIONS)
+    assert len(pictures) == len(set(pictures)) >= 4 * len(SECTIONS)
     for name in pictures:
         assert (page.parent / name).read_bytes().startswith(b"\x89PNG")
     assert {path.name for path in page.parent.iterdir()} == {"index.html", *pictures}
@@ -52,6 +56,8 @@ def test_the_table_holds_every_comparison(page):
         for queries in ("decoder", "encoder")
         for direction in ("forward", "fwd + bwd")
     ]
+    for op, case in (("roi_align", "boxes"), ("point_sample", "points")):
+        assert [row[1] for row in rows if row[0] == op] == [f"{case}, forward", f"{case}, fwd + bwd"]
     for row in rows:
         ours, plain, ratio, error = (float(re.match(r"[\d.e+-]+", cell)[0]) for cell in row[3:])
         assert ours > 0
@@ -68,7 +74,7 @@ def test_a_section_says_how_many_steps_it_takes(name, tmp_path):
     result = section.run(tiny(tmp_path), steps.append)
     assert len(steps) == section.steps
     assert result.text
-    assert all(row.op == name for row in result.rows)
+    assert {row.op for row in result.rows} == OPS.get(name, {name})
     assert all(row.is_correct for row in result.rows)
 
 
@@ -91,6 +97,27 @@ def test_plain_pytorch_is_the_same_function():
     exact = reference.ms_deform_attn(value, shapes, None, locations, weights)
     torch.testing.assert_close(plain, exact)
     assert plain.is_contiguous()
+
+
+def test_plain_roi_align_is_the_same_function():
+    generator = torch.Generator().manual_seed(0)
+    pyramid = [torch.randn(1, 3, *size, generator=generator).double() for size in ((8, 12), (4, 6), (2, 3))]
+    first = torch.rand(9, 2, generator=generator).double() * torch.tensor([24.0, 16.0])
+    last = first + torch.rand(9, 2, generator=generator) * (torch.tensor([48.0, 32.0]) - first)
+    rois = torch.cat([torch.zeros(9, 1), first, last], 1)
+    level = torch.tensor([0, 0, 0, 0, 0, 2, 2, 2, 2])  # none on the map in the middle
+    plain = plain_roi_align(pyramid, rois[:, 1:], level, 3, 2, strides=(4, 8, 16))
+    exact = reference.roi_align(pyramid, rois, level, 3, 2, strides=(4, 8, 16))
+    torch.testing.assert_close(plain, exact)
+
+
+def test_plain_point_sample_is_the_same_function():
+    generator = torch.Generator().manual_seed(0)
+    pyramid = [torch.randn(1, 3, *size, generator=generator).double() for size in ((8, 12), (4, 6), (2, 3))]
+    xy = torch.rand(40, 2, generator=generator).double() * 1.4 - 0.2
+    level = torch.randint(2, (40,), generator=generator) * 2  # none on the map in the middle
+    exact = reference.point_sample(pyramid, torch.zeros_like(level), level, xy)
+    torch.testing.assert_close(plain_point_sample(pyramid, level, xy), exact)
 
 
 @pytest.mark.parametrize("name", _photos.CREDITS)

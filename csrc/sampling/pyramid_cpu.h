@@ -301,6 +301,7 @@ class PyramidRunner {
     for (const Image& image : images_) {
       const SliceUnit whole = whole_unit(image);
       const int64_t height = pyramid_[image.level].size(2), width = pyramid_[image.level].size(3);
+      if (height * width == 0) continue;  // no gradients to write
       if (!is_worth_packing(image, cost_of_single_read())) {
         for (int64_t channel = 0; channel < whole.slice.channels; ++channel) {
           tasks.push_back({whole, 0, height});

@@ -8,6 +8,7 @@ from effops.demo._section import Section
 #: Names on the command line and the modules behind them, in the order of the page.
 SECTIONS: dict[str, str] = {
     "ms_deform_attn": "effops.demo.sections.ms_deform_attn",
+    "roi_align": "effops.demo.sections.roi_align",
 }
 
 
