@@ -67,7 +67,9 @@ def _race(race, benchmark, op, functions, pyramid, direction):
             for name, function in functions.items()
         }
     else:
-        functions = {name: lambda function=function: function(pyramid) for name, function in functions.items()}
+        functions = {
+            name: lambda function=function: function(pyramid) for name, function in functions.items()
+        }
     benchmark.group = op
     race(functions.pop("effops"), functions)
 
