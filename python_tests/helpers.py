@@ -81,7 +81,7 @@ def run_python(code, **environment):
     return subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        cwd=REPOSITORY,
+        cwd=Path(__file__).parent,  # not the root, whose sources would hide an installed copy
         capture_output=True,
         text=True,
         timeout=300,
