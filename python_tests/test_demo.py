@@ -20,6 +20,8 @@ from effops.demo.sections.roi_align import plain_point_sample, plain_roi_align
 #: Ops of the sections that hold more than the op they are named after.
 OPS = {"roi_align": {"roi_align", "point_sample"}}
 
+PICTURES = {"ms_deform_attn": 5, "roi_align": 4}  # of each section
+
 
 def tiny(folder, **changes):
     sizes = {"photo_side": 64, "seconds": 0.0, "learning_steps": 3}
@@ -35,7 +37,8 @@ def page(tmp_path_factory):
 def test_every_picture_of_the_page_is_there(page):
     html = page.read_text(encoding="utf-8")
     pictures = re.findall(r'<img src="([^"]+)"', html)
-    assert len(pictures) == len(set(pictures)) >= 4 * len(SECTIONS)
+    assert set(PICTURES) == set(SECTIONS)
+    assert len(pictures) == len(set(pictures)) == sum(PICTURES.values())
     for name in pictures:
         assert (page.parent / name).read_bytes().startswith(b"\x89PNG")
     assert {path.name for path in page.parent.iterdir()} == {"index.html", *pictures}
