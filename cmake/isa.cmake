@@ -10,20 +10,28 @@ set(effops_flags_avx2 -mavx2 -mfma -mf16c)
 set(effops_flags_avx512 ${effops_flags_avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl
                         -mprefer-vector-width=512)
 
+# With AVX-512's own instructions to count ones, which not every AVX-512 processor has. A kernel that wants
+# this variant asks for it and finds out itself whether it can run (effops_isa_source).
+set(effops_flags_avx512_popcount ${effops_flags_avx512} -mavx512bitalg -mavx512vpopcntdq)
+
+function(effops_isa_source target file isa)
+  get_filename_component(name "${file}" NAME_WE)
+  set(object "${name}_${isa}")
+  add_library(${object} OBJECT "${file}")
+  target_compile_definitions(${object} PRIVATE EFFOPS_ISA=isa_${isa})
+  # Kernels see no torch header and rely on no floating-point trap; NaN and Inf keep their meaning.
+  target_compile_options(
+    ${object} PRIVATE ${effops_flags_${isa}} ${effops_warnings} ${prefix_maps} -O3 -fno-math-errno -fno-trapping-math -ffp-contract=fast
+                      # g++ 12 sees uninitialised registers in its own AVX-512 intrinsics
+                      $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized>)
+  target_link_libraries(${object} PRIVATE effops_sanitize)
+  target_sources(${target} PRIVATE $<TARGET_OBJECTS:${object}>)
+endfunction()
+
 function(effops_isa_sources target)
   foreach(file ${ARGN})
-    get_filename_component(name "${file}" NAME_WE)
     foreach(isa ${effops_isa_variants})
-      set(object "${name}_${isa}")
-      add_library(${object} OBJECT "${file}")
-      target_compile_definitions(${object} PRIVATE EFFOPS_ISA=isa_${isa})
-      # Kernels see no torch header and rely on no floating-point trap; NaN and Inf keep their meaning.
-      target_compile_options(
-        ${object} PRIVATE ${effops_flags_${isa}} ${effops_warnings} ${prefix_maps} -O3 -fno-math-errno -fno-trapping-math -ffp-contract=fast
-                          # g++ 12 sees uninitialised registers in its own AVX-512 intrinsics
-                          $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized>)
-      target_link_libraries(${object} PRIVATE effops_sanitize)
-      target_sources(${target} PRIVATE $<TARGET_OBJECTS:${object}>)
+      effops_isa_source(${target} "${file}" ${isa})
     endforeach()
   endforeach()
 endfunction()

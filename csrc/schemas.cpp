@@ -12,4 +12,13 @@ STABLE_TORCH_LIBRARY(effops, m) {
   m.def("point_sample_backward(Tensor grad_output, Tensor[] pyramid, Tensor batch, Tensor level, Tensor xy, bool need_pyramid, bool need_xy, bool deterministic) -> (Tensor[], Tensor)");
   m.def("roi_align(Tensor[] pyramid, Tensor rois, Tensor level, SymInt output_height, SymInt output_width, int sampling_ratio, bool aligned, float[] strides) -> Tensor");
   m.def("roi_align_backward(Tensor grad_output, Tensor[] pyramid, Tensor rois, Tensor level, SymInt output_height, SymInt output_width, int sampling_ratio, bool aligned, float[] strides, bool deterministic) -> Tensor[]");
+  // binary
+  m.def("pack_bits(Tensor x) -> Tensor");
+  m.def("unpack_bits(Tensor packed, SymInt num_bits) -> Tensor");
+  m.def("topk_pack(Tensor x, int k) -> Tensor");
+  m.def("binnorm(Tensor x, int k) -> Tensor");
+  m.def("binnorm_backward(Tensor grad_output, Tensor output) -> Tensor");
+  m.def("hamming_distance(Tensor a, Tensor b) -> Tensor");
+  m.def("hamming_knn(Tensor a, Tensor b, SymInt k, Tensor? lengths_a, Tensor? lengths_b, Tensor? mask, bool mutual) -> (Tensor, Tensor)");
+  m.def("hamming_match(Tensor a, Tensor b, float? ratio, int? max_distance, bool mutual, Tensor? mask) -> (Tensor, Tensor)");
 }
