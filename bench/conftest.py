@@ -80,9 +80,10 @@ def race(
         if work is not None:
             limits = roofline.measure(device, threads)
             info["percent_of_roofline"] = round(100 * limits.seconds(work) / best, 1)
-            info["roofline"] = limits.as_dict() | {
-                "gather_giga_per_second": round(limits.gather(work.row, work.table) / 1e9, 1)
-            }
+            info["roofline"] = limits.as_dict()
+            if work.gathered:
+                gather = limits.gather(work.row, work.table)
+                info["roofline"]["gather_giga_per_second"] = round(gather / 1e9, 1)
         wait = torch.cuda.synchronize if device == "cuda" else None
         benchmark.pedantic(_then(repeated["effops"], wait), rounds=3, iterations=1, warmup_rounds=0)
         return times

@@ -1,16 +1,19 @@
 """What this machine can do at most, measured in the same run as the benchmarks.
 
-Matrix products in float32, reading and copying of memory, and reading random rows of a table: the bound of
-the sampling ops. Rows are read by `embedding_bag`, which sums them in registers (on x86 code that FBGEMM
+Matrix products in float32, reading and copying of memory, counting ones (numpy.bitwise_count: one 64-bit
+word at a time, where registers of words can do more) and reading random rows of a table: the bound of the
+sampling ops. Rows are read by `embedding_bag`, which sums them in registers (on x86 code that FBGEMM
 generates for the processor), from tables of several sizes, because the size decides which cache they are in.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
+import numpy
 import torch
 import torch.nn.functional as F
 
@@ -30,13 +33,15 @@ class Work:
         row: bytes of such a row.
         table: bytes that the rows lie in, at a time.
         streamed: bytes of inputs and outputs, each read or written once.
+        counted: 64-bit words whose ones are counted.
     """
 
-    flops: float
-    gathered: float
-    row: int
-    table: float
-    streamed: float
+    flops: float = 0
+    gathered: float = 0
+    row: int = 0
+    table: float = 0
+    streamed: float = 0
+    counted: float = 0
 
 
 @dataclass(frozen=True)
@@ -47,12 +52,15 @@ class Roofline:
         sgemm: float32 operations of a matrix product.
         read: bytes of a sum over a large tensor.
         copy: bytes read and written by a copy of a large tensor.
+        count: 64-bit words whose ones are counted, by one thread times the number of threads; infinite on
+            CUDA, where torch cannot count.
     """
 
     device: str
     sgemm: float
     read: float
     copy: float
+    count: float
 
     def gather(self, row: int, table: float) -> float:
         """Bytes per second of random rows of `row` bytes from a table of `table` bytes."""
@@ -62,14 +70,13 @@ class Roofline:
 
     def seconds(self, work: Work) -> float:
         """The time that the slowest part of the work takes at the measured rates."""
-        return max(
-            work.flops / self.sgemm,
-            work.gathered / self.gather(work.row, work.table),
-            work.streamed / self.read,
-        )
+        gathered = work.gathered / self.gather(work.row, work.table) if work.gathered else 0.0
+        return max(work.flops / self.sgemm, gathered, work.streamed / self.read, work.counted / self.count)
 
     def as_dict(self) -> dict[str, float]:
-        rates = {name: rate for name, rate in asdict(self).items() if name != "device"}
+        rates = {
+            name: rate for name, rate in asdict(self).items() if name != "device" and math.isfinite(rate)
+        }
         return {f"{name}_giga_per_second": round(rate / 1e9, 1) for name, rate in rates.items()}
 
 
@@ -87,7 +94,16 @@ def measure(device: str, threads: int) -> Roofline:
         sgemm=2 * side**3 / _best(device, lambda: a @ b),
         read=size / _best(device, source.sum),
         copy=2 * size / _best(device, lambda: target.copy_(source)),
+        count=_count_rate(device, threads),
     )
+
+
+def _count_rate(device: str, threads: int) -> float:
+    if device == "cuda":
+        return math.inf
+    words = numpy.arange(1 << 11, dtype=numpy.uint64)  # 16 KiB: in the first-level cache
+    counts = numpy.empty(words.shape, dtype=numpy.uint8)
+    return threads * len(words) / _best(device, lambda: numpy.bitwise_count(words, out=counts))
 
 
 @functools.cache
