@@ -137,7 +137,14 @@ struct WideSums {
   }
   static EFFOPS_INLINE void sum(const uint8_t* codes, const uint8_t* rows, int64_t bytes,
                                 Sum (&sums)[kQueries * kBlocks]) {
-    sum_in_parts(codes, rows, bytes, kPartBytes, sums);
+    for (Sum& sum : sums) sum = Sum{};
+    for (int64_t start = 0; start < bytes; start += kPartBytes) {
+      ByteSums part;
+      Counter::sum(codes + code_bytes(start), rows + group_bytes(start),
+                   (bytes - start < kPartBytes ? bytes - start : kPartBytes) * Counter::kPlacesPerByte, part,
+                   AllBlocks{});
+      for (int i = 0; i < kQueries * kBlocks; ++i) add(sums[i], part[i]);
+    }
   }
   static EFFOPS_INLINE Bytes hits(const Sum& sum, Bound query, const Bound* rows) {
     const HalfWords bound = splat(query);
@@ -253,19 +260,24 @@ void search(const SearchTask& task, void* memory) {
 
 // ---------------------------------------------------------------- all distances
 
-// Of a part whose sum always fits into 8 bits.
-constexpr int64_t kExactBytes = kPartBytes - 1;
-
-// Writes the distances of one query to the rows of a group.
-EFFOPS_INLINE void write_distances(const Words* sums, int64_t count, int32_t* out) {
-  int32_t wide[kGroupRows];
-  for (int block = 0; block < kBlocks; ++block) {
-    uint16_t words[kByteLanes];
-    store(words, sums[block]);
-    for (int lane = 0; lane < kByteLanes; ++lane)
-      wide[block * kByteLanes + lane] = words[place_of_word(lane)];
+// Writes the distances of a pair of queries to the rows of a group, `columns` of them, into `rows` rows of
+// the output.
+EFFOPS_INLINE void write_distances(const HammingTask& task, const uint8_t* codes, const uint8_t* group,
+                                   int64_t rows, int64_t columns, int32_t* out, int64_t out_stride) {
+  constexpr int64_t kExactBytes = kPartBytes - 1;  // of a part whose sum always fits into 8 bits
+  int32_t totals[kQueries * kGroupRows] = {};
+  for (int64_t start = 0; start < task.bytes; start += kExactBytes) {
+    const int64_t bytes = task.bytes - start < kExactBytes ? task.bytes - start : kExactBytes;
+    ByteSums sums;
+    Counter::sum(codes + code_bytes(start), group + group_bytes(start), bytes * Counter::kPlacesPerByte, sums,
+                 AllBlocks{});
+    uint8_t part[sizeof(sums)];
+    memcpy(part, sums, sizeof(sums));
+    for (int i = 0; i < kQueries * kGroupRows; ++i) totals[i] += part[i];
   }
-  memcpy(out, wide, count * sizeof(int32_t));
+  for (int64_t row = 0; row < rows; ++row) {
+    memcpy(out + row * out_stride, totals + row * kGroupRows, columns * sizeof(int32_t));
+  }
 }
 
 void distances(const HammingTask& task, int32_t* out, int64_t out_stride, void* memory) {
@@ -286,11 +298,9 @@ void distances(const HammingTask& task, int32_t* out, int64_t out_stride, void* 
       const int64_t count = pack_group(task, first, scratch.group);
       const uint8_t* codes = scratch.codes;
       for (int64_t query = 0; query < queries; query += kQueries, codes += code_bytes(task.bytes)) {
-        Words sums[kQueries * kBlocks];
-        sum_in_parts(codes, scratch.group, task.bytes, kExactBytes, sums);
-        int32_t* row = out + (tile + query) * out_stride + first;
-        write_distances(sums, count, row);
-        if (query + 1 < queries) write_distances(sums + kBlocks, count, row + out_stride);
+        const int64_t rows = queries - query < kQueries ? queries - query : kQueries;
+        write_distances(task, codes, scratch.group, rows, count, out + (tile + query) * out_stride + first,
+                        out_stride);
       }
     }
   }

@@ -123,21 +123,6 @@ using Counter = LookUpHalfBytes;
 using Counter = CountBytes;
 #endif
 
-// ---------------------------------------------------------------- sums of any length
-
-// 16-bit sums, from parts of `step` bytes.
-EFFOPS_INLINE void sum_in_parts(const uint8_t* codes, const uint8_t* rows, int64_t bytes, int64_t step,
-                                Words (&sums)[kQueries * kBlocks]) {
-  constexpr int64_t places = Counter::kPlacesPerByte;
-  for (Words& sum : sums) sum = Words{};
-  for (int64_t start = 0; start < bytes; start += step) {
-    ByteSums part;
-    Counter::sum(codes + start * places * Counter::kCodesPerPlace, rows + start * places * kGroupRows,
-                 (bytes - start < step ? bytes - start : step) * places, part, AllBlocks{});
-    for (int i = 0; i < kQueries * kBlocks; ++i) add(sums[i], part[i]);
-  }
-}
-
 // ---------------------------------------------------------------- packing
 
 typedef uint8_t Bytes16 __attribute__((vector_size(16)));
