@@ -44,6 +44,10 @@ set_target_properties(torch_cuda PROPERTIES C_VISIBILITY_PRESET default
                       LIBRARY_OUTPUT_DIRECTORY "${CMAKE_BINARY_DIR}/stub")
 
 add_library(effops_cuda SHARED
+  csrc/binary/binnorm_cuda.cu
+  csrc/binary/hamming_cuda.cu
+  csrc/binary/pack_bits_cuda.cu
+  csrc/binary/topk_pack_cuda.cu
   csrc/sampling/ms_deform_attn_cuda.cu
   csrc/sampling/point_sample_cuda.cu
   csrc/sampling/roi_align_cuda.cu)

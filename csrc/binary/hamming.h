@@ -11,7 +11,6 @@
 
 namespace effops::binary {
 
-constexpr int64_t kMaxBits = 4096;
 // Rows of one set: a neighbour's key holds its index in 32 bits.
 constexpr int64_t kMaxRows = int64_t{1} << 32;
 

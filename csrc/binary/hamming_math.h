@@ -7,6 +7,8 @@
 
 namespace effops::binary {
 
+constexpr int64_t kMaxBits = 4096;  // of a row
+
 // Of a neighbour that does not exist.
 constexpr int32_t kNoDistance = 0x7fffffff;
 constexpr int64_t kNoIndex = -1;

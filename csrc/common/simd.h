@@ -9,11 +9,14 @@
 #include <cstdint>
 #include <cstring>
 
+#include <type_traits>
 #include <utility>
 
 #include "dtype.h"
 #if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__SSE2__)
+#include <emmintrin.h>
 #endif
 
 namespace effops::simd {
@@ -175,6 +178,122 @@ EFFOPS_INLINE void split_quads(const T* quads, V (&out)[4]) {
   out[1] = every_second<0, T>(odd[0], odd[1]);
   out[2] = every_second<1, T>(even[0], even[1]);
   out[3] = every_second<1, T>(odd[0], odd[1]);
+}
+
+// Stores one register of accumulators as N = lanes elements of any floating type.
+EFFOPS_INLINE void store_narrow(float* p, Vec<float>::type v) { store(p, v); }
+EFFOPS_INLINE void store_narrow(double* p, Vec<double>::type v) { store(p, v); }
+template <typename T>
+EFFOPS_INLINE void store_narrow(T* p, Vec<float>::type v) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, f16>) {
+    return _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(v, 0));  // 0: to nearest even
+  }
+#elif defined(__AVX2__)
+  if constexpr (std::is_same_v<T, f16>) {
+    return _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, 0));
+  }
+#endif
+  for (int i = 0; i < Vec<float>::lanes; ++i) p[i] = narrow<T>(v[i]);
+}
+
+// Bit i of the result is the sign bit of lane i.
+EFFOPS_INLINE uint32_t sign_bits(Vec<float>::mask v) {
+#if defined(__AVX512F__)
+  return _mm512_movepi32_mask(reinterpret_cast<__m512i>(v));
+#elif defined(__AVX2__)
+  return static_cast<uint32_t>(_mm256_movemask_ps(reinterpret_cast<__m256>(v)));
+#elif defined(__SSE2__)
+  return static_cast<uint32_t>(_mm_movemask_ps(reinterpret_cast<__m128>(v)));
+#else
+  uint32_t bits = 0;
+  for (int i = 0; i < Vec<float>::lanes; ++i) bits |= (v[i] < 0 ? 1u : 0u) << i;
+  return bits;
+#endif
+}
+EFFOPS_INLINE uint32_t sign_bits(Vec<double>::mask v) {
+#if defined(__AVX512F__)
+  return _mm512_movepi64_mask(reinterpret_cast<__m512i>(v));
+#elif defined(__AVX2__)
+  return static_cast<uint32_t>(_mm256_movemask_pd(reinterpret_cast<__m256d>(v)));
+#elif defined(__SSE2__)
+  return static_cast<uint32_t>(_mm_movemask_pd(reinterpret_cast<__m128d>(v)));
+#else
+  uint32_t bits = 0;
+  for (int i = 0; i < Vec<double>::lanes; ++i) bits |= (v[i] < 0 ? 1u : 0u) << i;
+  return bits;
+#endif
+}
+
+// One number of all lanes, combined by a commutative and associative operation.
+template <int Lanes, typename V, typename F, size_t... I>
+EFFOPS_INLINE auto join_halves(V v, const F& f, std::index_sequence<I...>) {
+  return f(__builtin_shufflevector(v, v, I...), __builtin_shufflevector(v, v, (I + Lanes / 2)...));
+}
+template <int Lanes, typename V, typename F>
+EFFOPS_INLINE auto combine_lanes(V v, const F& f) {
+  if constexpr (Lanes == 2) {
+    return f(v[0], v[1]);
+  } else {
+    return combine_lanes<Lanes / 2>(join_halves<Lanes>(v, f, std::make_index_sequence<Lanes / 2>{}), f);
+  }
+}
+template <typename T, typename V>
+EFFOPS_INLINE auto sum_of_lanes(V v) {
+  return combine_lanes<Vec<T>::lanes>(v, [](auto a, auto b) { return a + b; });
+}
+template <typename T, typename V>
+EFFOPS_INLINE auto min_of_lanes(V v) {
+  return combine_lanes<Vec<T>::lanes>(v, [](auto a, auto b) { return a < b ? a : b; });
+}
+template <typename T, typename V>
+EFFOPS_INLINE auto max_of_lanes(V v) {
+  return combine_lanes<Vec<T>::lanes>(v, [](auto a, auto b) { return a > b ? a : b; });
+}
+
+// Constants of exp: Horner coefficients of a polynomial on |r| <= ln(2) / 2, from the highest power down
+// to that of r^2; 1 + r is added at the end.
+template <typename T>
+struct ExpOf;
+template <>
+struct ExpOf<float> {  // of Cephes
+  static constexpr float lowest = -104, highest = 89;  // exp is 0 below and infinite above
+  static constexpr float round = 12582912;  // 1.5 * 2^23: adding it rounds to an integer
+  static constexpr float ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
+  static constexpr int32_t bias = 127, mantissa_bits = 23;
+  static constexpr float polynomial[] = {1.9875691500e-4f, 1.3981999507e-3f, 8.3334519073e-3f,
+                                         4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f};
+};
+template <>
+struct ExpOf<double> {  // Taylor: r^14 / 14! < 2^-57
+  static constexpr double lowest = -746, highest = 710;
+  static constexpr double round = 6755399441055744;  // 1.5 * 2^52
+  static constexpr double ln2_high = 6.93145751953125e-1, ln2_low = 1.42860682030941723212e-6;
+  static constexpr int64_t bias = 1023, mantissa_bits = 52;
+  static constexpr double polynomial[] = {1 / 6227020800.0, 1 / 479001600.0, 1 / 39916800.0, 1 / 3628800.0,
+                                          1 / 362880.0,     1 / 40320.0,     1 / 5040.0,     1 / 720.0,
+                                          1 / 120.0,        1 / 24.0,        1 / 6.0,        1 / 2.0};
+};
+
+// exp of every lane, to about 1 ulp: subnormal results, 0, Inf and NaN as they should be.
+template <typename T>
+EFFOPS_INLINE typename Vec<T>::type exp(typename Vec<T>::type x) {
+  using V = typename Vec<T>::type;
+  using Bits = typename Vec<T>::mask;
+  using Exp = ExpOf<T>;
+  x = x < Exp::lowest ? broadcast(Exp::lowest) : x;  // NaN stays
+  x = x > Exp::highest ? broadcast(Exp::highest) : x;
+  const V rounded = x * T(1.44269504088896340736) + Exp::round;
+  const V n = rounded - Exp::round;
+  const V r = x - n * Exp::ln2_high - n * Exp::ln2_low;
+  V p = broadcast(Exp::polynomial[0]);
+  for (size_t i = 1; i < sizeof(Exp::polynomial) / sizeof(T); ++i) p = p * r + Exp::polynomial[i];
+  p = p * (r * r) + r + T(1);
+  // 2^n in two factors: n reaches beyond the exponents of normal numbers.
+  const Bits exponent = reinterpret_cast<Bits>(rounded) - reinterpret_cast<Bits>(broadcast(Exp::round));
+  const Bits half = exponent >> 1;
+  p *= reinterpret_cast<V>((half + Exp::bias) << Exp::mantissa_bits);
+  return p * reinterpret_cast<V>((exponent - half + Exp::bias) << Exp::mantissa_bits);
 }
 
 }  // namespace

@@ -43,6 +43,10 @@ template <>
 struct WordOf<2> {
   using type = unsigned short;
 };
+template <>
+struct WordOf<1> {
+  using type = unsigned char;
+};
 #endif
 
 // Reads data that no thread writes during the kernel. `address` is aligned to the whole pack.
@@ -136,12 +140,56 @@ EFFOPS_DEVICE A transpose_add(A low, A high, int offset, int lane) {
   return kept + __shfl_xor_sync(kFullWarp, sent, offset);
 }
 
+// The same for the smaller of two values.
+template <typename A>
+EFFOPS_DEVICE A transpose_min(A low, A high, int offset, int lane) {
+  const bool upper = (lane & offset) != 0;
+  const A kept = upper ? high : low, sent = upper ? low : high;
+  return min(kept, __shfl_xor_sync(kFullWarp, sent, offset));
+}
+
 // Index of the lowest set bit of a non-zero word.
 EFFOPS_DEVICE int lowest_bit(uint32_t bits) {
 #if defined(__CUDACC__)
   return __ffs(static_cast<int>(bits)) - 1;
 #else
   return __builtin_ctz(bits);
+#endif
+}
+
+// Whether tensor cores multiply bits: before sm_80 they don't, from sm_100 on the instruction is emulated by
+// others that are slower than plain ones.
+#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ < 800 || __CUDA_ARCH__ >= 1000)
+constexpr bool kHasBitMma = false;
+#else
+constexpr bool kHasBitMma = true;
+#endif
+
+// Counts the common ones of 16 rows and 8 columns of 256 bits: a warp adds them to its 16 x 8 sums. With
+// g = lane / 4 and q = lane % 4 a lane passes words q (low) and q + 4 (high) of
+//   rows = {row g low, row g + 8 low, row g high, row g + 8 high}, column = {column g low, column g high}
+// and owns sums = {(g, 2 q), (g, 2 q + 1), (g + 8, 2 q), (g + 8, 2 q + 1)}.
+EFFOPS_DEVICE void add_common_ones(int32_t (&sums)[4], const uint32_t (&rows)[4],
+                                   const uint32_t (&column)[2]) {
+#if defined(__CUDACC__)
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800 && __CUDA_ARCH__ < 1000
+  asm volatile(
+      "mma.sync.aligned.m16n8k256.row.col.s32.b1.b1.s32.and.popc "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+r"(sums[0]), "+r"(sums[1]), "+r"(sums[2]), "+r"(sums[3])
+      : "r"(rows[0]), "r"(rows[1]), "r"(rows[2]), "r"(rows[3]), "r"(column[0]), "r"(column[1]));
+#endif
+#else
+  const auto both = [](uint32_t low, uint32_t high) { return uint64_t{high} << 32 | low; };
+  const int lane = static_cast<int>(threadIdx.x) % kWarpSize, g = lane / 4, q = lane % 4;
+  for (int word = 0; word < 4; ++word) {
+    uint64_t row[2], other[2];
+    for (int i = 0; i < 2; ++i) {
+      row[i] = __shfl_sync(kFullWarp, both(rows[i], rows[i + 2]), 4 * g + word);
+      other[i] = __shfl_sync(kFullWarp, both(column[0], column[1]), 4 * (2 * q + i) + word);
+    }
+    for (int i = 0; i < 4; ++i) sums[i] += __popcll(row[i / 2] & other[i % 2]);
+  }
 #endif
 }
 
