@@ -26,7 +26,17 @@ VARIABLES = (
     "PYTORCH_ALLOC_CONF",
     "CUBLAS_WORKSPACE_CONFIG",
 )
-_PACKAGES = ("numpy", "rich", "typer", "matplotlib", "scikit-image", "pytest", "pytest-benchmark")
+_PACKAGES = (
+    "numpy",
+    "rich",
+    "typer",
+    "matplotlib",
+    "scikit-image",
+    "opencv-python-headless",
+    "faiss-cpu",
+    "pytest",
+    "pytest-benchmark",
+)
 _AMD_CORES = {  # family: (first model, name), the last first model that is not above the model counts
     23: ((0x00, "Zen"), (0x08, "Zen+"), (0x10, "Zen"), (0x30, "Zen 2")),
     25: ((0x00, "Zen 3"), (0x10, "Zen 4"), (0x20, "Zen 3"), (0x60, "Zen 4")),

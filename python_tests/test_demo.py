@@ -14,13 +14,14 @@ from effops.demo import Settings, _photos, _timing, run
 from effops.demo._extras import MissingExtraError, require
 from effops.demo._section import Row
 from effops.demo.sections import SECTIONS, load
+from effops.demo.sections.hamming_match import plain_binnorm, plain_hamming_match
 from effops.demo.sections.ms_deform_attn import plain_pytorch
 from effops.demo.sections.roi_align import plain_point_sample, plain_roi_align
 
 #: Ops of the sections that hold more than the op they are named after.
-OPS = {"roi_align": {"roi_align", "point_sample"}}
+OPS = {"roi_align": {"roi_align", "point_sample"}, "hamming_match": {"hamming_match", "binnorm"}}
 
-PICTURES = {"ms_deform_attn": 5, "roi_align": 4}  # of each section
+PICTURES = {"ms_deform_attn": 5, "roi_align": 4, "hamming_match": 3}  # of each section
 
 
 def tiny(folder, **changes):
@@ -61,6 +62,8 @@ def test_the_table_holds_every_comparison(page):
     ]
     for op, case in (("roi_align", "boxes"), ("point_sample", "points")):
         assert [row[1] for row in rows if row[0] == op] == [f"{case}, forward", f"{case}, fwd + bwd"]
+    assert [row[1] for row in rows if row[0] == "hamming_match"] == ["mutual", "ratio 0.8"]
+    assert [row[1] for row in rows if row[0] == "binnorm"] == ["forward", "fwd + bwd"]
     for row in rows:
         ours, plain, ratio, error = (float(re.match(r"[\d.e+-]+", cell)[0]) for cell in row[3:])
         assert ours > 0
@@ -121,6 +124,42 @@ def test_plain_point_sample_is_the_same_function():
     level = torch.randint(2, (40,), generator=generator) * 2  # none on the map in the middle
     exact = reference.point_sample(pyramid, torch.zeros_like(level), level, xy)
     torch.testing.assert_close(plain_point_sample(pyramid, level, xy), exact)
+
+
+@pytest.mark.parametrize("ratio", [None, 0.9])
+def test_plain_hamming_match_is_the_same_function(ratio):
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randint(256, (rows, 4), generator=generator, dtype=torch.uint8) for rows in (50, 60))
+    matches, _ = reference.hamming_match(a, b, ratio, mutual=ratio is None)
+    assert 5 < len(matches) < 50
+    assert plain_hamming_match(a, b, ratio).equal(matches)
+
+
+def test_plain_binnorm_is_the_same_function():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(6, 20, generator=generator, dtype=torch.float64).requires_grad_()
+    plain, exact = plain_binnorm(x, 7), reference.binnorm(x, 7)
+    torch.testing.assert_close(plain, exact, rtol=0, atol=1e-7)
+    grad = torch.randn(plain.shape, generator=generator, dtype=torch.float64)
+    gradients = (torch.autograd.grad(output, x, grad)[0] for output in (plain, exact))
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-7)
+
+
+def test_matches_without_opencv_or_faiss(tmp_path, monkeypatch):
+    def without(name):
+        find = importlib.util.find_spec
+        return lambda wanted, *rest: None if wanted == name else find(wanted, *rest)
+
+    monkeypatch.setattr("effops.demo.sections.hamming_match.find_spec", without("faiss"))
+    result = load("hamming_match").run(tiny(tmp_path), lambda _: None)
+    assert len(result.figures) == PICTURES["hamming_match"]
+    assert not any("faiss" in figure.caption for figure in result.figures)
+
+    monkeypatch.setattr("effops.demo._extras.find_spec", without("cv2"))
+    result = load("hamming_match").run(tiny(tmp_path), lambda _: None)
+    assert 'cv2 not installed; run: pip install "effops[demo]"' in result.text
+    assert {row.op for row in result.rows} == {"binnorm"}
+    assert len(result.figures) == 1
 
 
 @pytest.mark.parametrize("name", _photos.CREDITS)
@@ -191,8 +230,9 @@ def test_missing_packages(tmp_path, monkeypatch):
 
 
 def test_importing_the_demo_needs_torch_alone(tmp_path):
+    absent = ["rich", "typer", "matplotlib", "skimage", "scipy", "cv2", "faiss"]
     code = (
-        "import sys; sys.modules |= dict.fromkeys(['rich', 'typer', 'matplotlib', 'skimage', 'scipy']); "
+        f"import sys; sys.modules |= dict.fromkeys({absent}); "
         f"import effops.cli, effops.collect_env, {', '.join(SECTIONS.values())}"
     )
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)

@@ -9,6 +9,7 @@ from effops.demo._section import Section
 SECTIONS: dict[str, str] = {
     "ms_deform_attn": "effops.demo.sections.ms_deform_attn",
     "roi_align": "effops.demo.sections.roi_align",
+    "hamming_match": "effops.demo.sections.hamming_match",
 }
 
 
