@@ -1,13 +1,13 @@
 """effops: operators for efficient vision networks, as real torch ops on CPU and CUDA.
 
 Functions are in :mod:`effops.ops` (and here), modules in :mod:`effops.nn`, the definitions they are tested
-against in :mod:`effops.reference`.
+against in :mod:`effops.reference`; :mod:`effops.interop` is for other libraries.
 """
 
-from effops import nn, ops, reference
+from effops import interop, nn, ops, reference
 from effops._load import build_info, cpu_capability
 from effops._version import __version__
 from effops.ops import *  # noqa: F403
 from effops.ops import __all__ as _op_names
 
-__all__ = ["__version__", "build_info", "cpu_capability", "nn", "ops", "reference", *_op_names]
+__all__ = ["__version__", "build_info", "cpu_capability", "interop", "nn", "ops", "reference", *_op_names]

@@ -3,6 +3,7 @@
 A test is parametrised by its arguments: ``info`` (an op), ``device``, ``dtype``, ``sample`` (one of the op's
 samples, by name) or ``error_input``. Marks narrow that down: ``ops("differentiable")``, ``kinds("empty")``,
 ``dtypes(torch.float64)``, ``devices("cpu")``, ``errors("native")``.
+Ops on integers run in all of their dtypes.
 """
 
 import logging
@@ -19,7 +20,7 @@ MARKS = (
     "compile: compiles graphs or C++ code (slow; left out of the sanitizer run)",
     "ops(field): only ops for which this field of OpInfo says something",
     "kinds(*kinds): only samples of these kinds: ordinary, awkward, empty, strided",
-    "dtypes(*dtypes): only these dtypes, where the op supports them",
+    "dtypes(*dtypes): only these dtypes, where the op supports them (of ops on integers, all)",
     "devices(*devices): only these devices",
     "errors(field): only error inputs of which this property of ErrorInput holds",
 )
@@ -63,6 +64,8 @@ def _devices(marked, _case):
 
 def _dtypes(marked, case):
     supported = case[0].dtypes
+    if not case[0].has_floating_data:
+        return supported
     return [dtype for dtype in supported if dtype in marked.get("dtypes", supported)]
 
 
@@ -110,10 +113,17 @@ def threads():
 
 @pytest.fixture(autouse=True)
 def _fresh_compiler(request):
-    """Compilation tests neither see nor leave graphs of others."""
-    compiles = request.node.get_closest_marker("compile") is not None
-    if compiles:
-        torch._dynamo.reset()
-    yield
-    if compiles:
-        torch._dynamo.reset()
+    """Compilation tests neither see nor leave graphs of others.
+
+    Those of an op whose result has a size that depends on the data set the option that it needs.
+    """
+    if request.node.get_closest_marker("compile") is None:
+        yield
+        return
+    info = request.getfixturevalue("info") if "info" in request.fixturenames else None
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(
+        capture_dynamic_output_shape_ops=info is not None and info.data_dependent_shape
+    ):
+        yield
+    torch._dynamo.reset()

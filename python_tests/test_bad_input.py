@@ -49,7 +49,7 @@ def test_torch_op(info, device, error_input):
 
 
 @pytest.mark.ops("differentiable")
-@pytest.mark.errors("native_on_one_device")
+@pytest.mark.errors("seen_by_backward")
 def test_backward_op(info, device, error_input):
     """Backward ops can be called too, with whatever comes along."""
     good = info.build_sample(info.typical, device)

@@ -14,16 +14,25 @@ pytestmark = pytest.mark.compile
 
 
 class Call(torch.nn.Module):
-    """The public function as a module; arguments given by name are its settings and hold no tensors."""
+    """The public function as a module of :func:`arguments`; other arguments by name are its settings."""
 
-    def __init__(self, info, settings):
+    def __init__(self, info, sample):
         super().__init__()
-        assert not tensors_of(list(settings.values()))
         self.op = info.op
-        self.settings = dict(settings)
+        tensors = named_tensors(sample)
+        self.settings = {name: value for name, value in sample.kwargs.items() if name not in tensors}
 
-    def forward(self, *args):
-        return self.op(*args, **self.settings)
+    def forward(self, named, *args):
+        return self.op(*args, **named, **self.settings)
+
+
+def named_tensors(sample):
+    return {name: value for name, value in sample.kwargs.items() if tensors_of(value)}
+
+
+def arguments(sample):
+    """The tensors given by name, and the positional arguments."""
+    return named_tensors(sample), *sample.args
 
 
 class Spec:
@@ -40,7 +49,10 @@ def dynamic_shapes(info, sample):
         label: Spec({dim: dims[name] for dim, name in sizes.items()}) for label, sizes in info.dynamic.items()
     }
     marked = info.replaced(sample, specs)
-    return {"args": tree_map(lambda leaf: leaf.dims if isinstance(leaf, Spec) else None, marked.args)}
+    named = {name: marked.kwargs[name] for name in named_tensors(sample)}
+    return tree_map(
+        lambda leaf: leaf.dims if isinstance(leaf, Spec) else None, {"named": named, "args": marked.args}
+    )
 
 
 def ordinary_samples(info):
@@ -52,14 +64,17 @@ def ordinary_samples(info):
 def test_export_with_dynamic_sizes(info, device):
     first, *others = ordinary_samples(info)
     program = torch.export.export(
-        Call(info, first.kwargs), first.args, dynamic_shapes=dynamic_shapes(info, first), strict=False
+        Call(info, first),
+        arguments(first),
+        dynamic_shapes=dynamic_shapes(info, first),
+        strict=False,
     )
     file = io.BytesIO()
     torch.export.save(program, file)
     file.seek(0)
     for module in (program.module(), torch.export.load(file).module()):
         for sample in (first, *others):
-            outputs = tensors_of(module(*sample.args))
+            outputs = tensors_of(module(*arguments(sample)))
             assert_same_results(info, outputs, forward(info, sample), info.tolerances)
 
 
@@ -68,7 +83,7 @@ def test_export_with_dynamic_sizes(info, device):
 def test_exported_program_holds_the_op(info, device):
     """Not its decomposition, and nothing but conversions of the arguments beside it."""
     sample = ordinary_samples(info)[0]
-    program = torch.export.export(Call(info, sample.kwargs), sample.args, strict=True)
+    program = torch.export.export(Call(info, sample), arguments(sample), strict=True)
     called = [node.target for node in program.graph.nodes if node.op == "call_function"]
     assert called.count(info.torch_op) == 1
 
@@ -77,7 +92,7 @@ def test_exported_program_holds_the_op(info, device):
 @pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated:FutureWarning")  # torch's own use of it
 def test_aot_inductor(info, device, tmp_path):
     sample = info.build_sample(info.smallest, device)
-    program = torch.export.export(Call(info, sample.kwargs), sample.args)
+    program = torch.export.export(Call(info, sample), arguments(sample))
     path = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "op.pt2"))
-    outputs = tensors_of(torch._inductor.aoti_load_package(path)(*sample.args))
+    outputs = tensors_of(torch._inductor.aoti_load_package(path)(*arguments(sample)))
     assert_same_results(info, outputs, forward(info, sample), info.tolerances)

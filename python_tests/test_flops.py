@@ -27,6 +27,7 @@ def test_backward(info, device):
     assert counts[info.backward_op.overloadpacket] == info.flops[1] > info.flops[0]
 
 
+@pytest.mark.ops("has_fixed_shapes")
 def test_count_needs_no_kernel(info):
     """On the meta device, where models are counted before they are built."""
     sample = info.build_sample(info.smallest).map(lambda tensor: tensor.to("meta"))

@@ -7,7 +7,8 @@ import pickle
 import pytest
 import torch
 
-from effops.nn import MultiScaleDeformableAttention
+import effops
+from effops.nn import BinNorm, MultiScaleDeformableAttention
 
 SHAPES = [(6, 8), (3, 4)]
 ROWS = 60
@@ -316,3 +317,74 @@ def test_bad_shapes(change, message):
 def test_padding_mask_must_be_bool():
     with pytest.raises(TypeError, match="expected padding_mask of dtype torch.bool, got torch.float32"):
         make()(*inputs(), SHAPES, padding_mask=torch.zeros(2, ROWS))
+
+
+# ------------------------------------------------------------------------------------ BinNorm
+
+
+def logits(dtype=torch.float32):
+    return torch.randn(3, 5, 70, generator=torch.Generator().manual_seed(0)).to(dtype)
+
+
+def test_binnorm_is_soft_in_training():
+    x = logits().requires_grad_()
+    y = BinNorm(20)(x)
+    assert torch.equal(y, effops.binnorm(x, 20))
+    y[..., 0].sum().backward()
+    assert x.grad.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_binnorm_is_hard_in_evaluation(dtype):
+    """The k largest, with ties to the lowest index: the bits of topk_pack."""
+    module = BinNorm(20).eval()
+    x = logits(dtype).requires_grad_()
+    y = module(x)
+    assert y.dtype == dtype
+    assert not y.requires_grad
+    assert torch.equal(y.sum(-1), torch.full((3, 5), 20.0, dtype=dtype))
+    assert torch.equal(effops.pack_bits(y), effops.topk_pack(x, module.k))
+    ties = module(torch.zeros(70, dtype=dtype))
+    assert torch.equal(ties, (torch.arange(70) < 20).to(dtype))
+
+
+def test_binnorm_agrees_with_itself_on_steep_logits():
+    module = BinNorm(20)
+    x = torch.randperm(70, generator=torch.Generator().manual_seed(0)) * 100.0
+    torch.testing.assert_close(module(x), module.eval()(x))
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("training", [True, False])
+def test_binnorm_compiled(training):
+    module = BinNorm(20).train(training)
+    x = logits()
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    assert torch.equal(compiled(x), module(x))
+
+
+def test_binnorm_has_no_state():
+    module = BinNorm(k=20)
+    assert module.state_dict() == {}
+    assert repr(module) == "BinNorm(k=20)"
+    assert copy.deepcopy(module).k == pickle.loads(pickle.dumps(module)).k == 20
+
+
+@pytest.mark.parametrize(
+    ("k", "error", "message"),
+    [
+        (-1, ValueError, "k >= 0, got -1"),
+        (2.5, TypeError, "k of type int, got float"),
+        (True, TypeError, "k of type int, got bool"),
+        (None, TypeError, "k of type int, got NoneType"),
+    ],
+)
+def test_binnorm_bad_settings(k, error, message):
+    with pytest.raises(error, match=f"^BinNorm: expected {message}"):
+        BinNorm(k)
+
+
+@pytest.mark.parametrize(("training", "op"), [(True, "binnorm"), (False, "topk_pack")])
+def test_binnorm_of_short_rows(training, op):
+    with pytest.raises(ValueError, match=rf"^{op}: expected k in \[0, 70\], got 71"):
+        BinNorm(71).train(training)(logits())

@@ -23,6 +23,7 @@ def floating_tensors(info, sample):
 
 
 @special
+@pytest.mark.ops("has_floating_data")
 @pytest.mark.dtypes(torch.float32, torch.float64, torch.bfloat16)
 def test_special_numbers_in_an_input(info, device, dtype, number):
     """In one input at a time, at random places."""
@@ -55,6 +56,7 @@ def test_special_numbers_in_the_gradient_of_the_output(info, device, dtype, numb
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf], ids=["nan", "inf", "minus_inf"])
+@pytest.mark.ops("has_floating_data")
 @pytest.mark.kinds("awkward")
 @pytest.mark.dtypes(torch.float32)
 def test_special_numbers_in_awkward_samples(info, sample, number):

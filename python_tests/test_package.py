@@ -167,7 +167,8 @@ def test_types_are_shipped():
 
 IMPORT_ALONE = """
 import sys
-BLOCKED = ("numpy", "rich", "typer", "matplotlib", "skimage", "sklearn", "scipy", "hypothesis", "pytest")
+BLOCKED = ("numpy", "rich", "typer", "matplotlib", "skimage", "sklearn", "scipy", "cv2", "faiss")
+BLOCKED += ("hypothesis", "pytest")
 class Blocker:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in BLOCKED:

@@ -35,7 +35,8 @@ def vmapped(info, sample, in_dims):
     return torch.vmap(function, in_dims=tuple(in_dims.values()))
 
 
-def run_and_compare(info, device, in_dims, dtype=torch.float64):
+def run_and_compare(info, device, in_dims, dtype=None):
+    dtype = dtype or info.exact_dtype
     members = [info.build_sample(info.typical, device, dtype, seed) for seed in range(MEMBERS)]
     base = members[0]
     stacked = [
@@ -46,7 +47,7 @@ def run_and_compare(info, device, in_dims, dtype=torch.float64):
     for k, member in enumerate(members):
         of_member = {label: info.tensors(member)[label] for label in in_dims}
         for actual, wanted in zip(found, forward(info, info.replaced(base, of_member)), strict=True):
-            assert_close(actual[k], wanted, info.tolerances[dtype].forward, f"member {k}, {in_dims}")
+            assert_close(actual[k], wanted, info.tolerance(actual.dtype).forward, f"member {k}, {in_dims}")
 
 
 def test_every_choice_of_batched_inputs(info, device):
@@ -70,11 +71,10 @@ def test_dtypes(info, device, dtype):
 
 
 def test_nested(info, device):
-    base = info.build_sample(info.typical, device, torch.float64)
+    dtype = info.exact_dtype
+    base = info.build_sample(info.typical, device, dtype)
     labels = list(batched_tensors(info, base))
-    grid = [
-        [info.build_sample(info.typical, device, torch.float64, 2 * i + j) for j in (0, 1)] for i in (0, 1)
-    ]
+    grid = [[info.build_sample(info.typical, device, dtype, 2 * i + j) for j in (0, 1)] for i in (0, 1)]
     stacked = [
         torch.stack([torch.stack([info.tensors(member)[label] for member in row]) for row in grid])
         for label in labels

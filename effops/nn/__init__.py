@@ -1,6 +1,7 @@
 """Modules: parameters, initialisation and settings around the functions of `effops.ops`."""
 
+from effops.nn.binnorm import BinNorm
 from effops.nn.ms_deform_attn import MultiScaleDeformableAttention
 from effops.nn.roi_align import RoIAlign
 
-__all__ = ["MultiScaleDeformableAttention", "RoIAlign"]
+__all__ = ["BinNorm", "MultiScaleDeformableAttention", "RoIAlign"]

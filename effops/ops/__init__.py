@@ -1,8 +1,25 @@
 """The operators, one file each. See the docstring of each function for its formula and its source."""
 
 from effops import _load  # noqa: F401  the native libraries register the schemas that the ops build on
+from effops.ops.binnorm import binnorm
+from effops.ops.hamming_distance import hamming_distance
+from effops.ops.hamming_knn import hamming_knn
+from effops.ops.hamming_match import hamming_match
 from effops.ops.ms_deform_attn import ms_deform_attn
+from effops.ops.pack_bits import pack_bits, unpack_bits
 from effops.ops.point_sample import point_sample
 from effops.ops.roi_align import roi_align
+from effops.ops.topk_pack import topk_pack
 
-__all__ = ["ms_deform_attn", "point_sample", "roi_align"]
+__all__ = [
+    "binnorm",
+    "hamming_distance",
+    "hamming_knn",
+    "hamming_match",
+    "ms_deform_attn",
+    "pack_bits",
+    "point_sample",
+    "roi_align",
+    "topk_pack",
+    "unpack_bits",
+]

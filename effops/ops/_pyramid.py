@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from effops.ops import _vmap
 from effops.ops._autograd import library
 from effops.ops._checks import FLOAT_DTYPES, ShapeChecker
 
@@ -85,11 +86,6 @@ def support_batched_gradients(name: str, rule: Callable[..., tuple[Any, Any]]) -
     library.impl(f"{name}_backward", kernel, "Batched")
 
 
-def move_to_front(tensor: Tensor, in_dim: int | None, size: int) -> Tensor:
-    """[size, ...], from an argument that vmap batches in ``in_dim``, or that all members share."""
-    return tensor.expand(size, *tensor.shape) if in_dim is None else tensor.movedim(in_dim, 0)
-
-
 def fold_pyramid(
     pyramid: Sequence[Tensor], in_dims: Sequence[int | None], size: int, always: bool = False
 ) -> tuple[list[Tensor], int]:
@@ -99,7 +95,9 @@ def fold_pyramid(
     """
     if not always and all(in_dim is None for in_dim in in_dims):
         return list(pyramid), 0
-    batched = [move_to_front(feature, in_dim, size) for feature, in_dim in zip(pyramid, in_dims, strict=True)]
+    batched = [
+        _vmap.move_to_front(feature, in_dim, size) for feature, in_dim in zip(pyramid, in_dims, strict=True)
+    ]
     return [feature.flatten(0, 1) for feature in batched], batched[0].shape[1]
 
 

@@ -3,9 +3,14 @@
 from torch import Tensor
 
 
+def move_to_front(tensor: Tensor, in_dim: int | None, size: int) -> Tensor:
+    """[size, ...], from an argument that vmap batches in ``in_dim``, or that all members share."""
+    return tensor.expand(size, *tensor.shape) if in_dim is None else tensor.movedim(in_dim, 0)
+
+
 def fold(tensor: Tensor, in_dim: int | None, size: int) -> Tensor:
     """Moves vmap's dimension into the batch: [size, B, ...] -> [size * B, ...]."""
-    batched = tensor.expand(size, *tensor.shape) if in_dim is None else tensor.movedim(in_dim, 0)
+    batched = move_to_front(tensor, in_dim, size)
     return batched.reshape(size * batched.shape[1], *batched.shape[2:])
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from effops.ops import _autocast, _pyramid
+from effops.ops import _autocast, _pyramid, _vmap
 from effops.ops._checks import ShapeChecker, check_backend, explain
 
 _NAME = "point_sample"
@@ -134,7 +134,7 @@ def _fold_points(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Points [size * N] of all members of vmap, whose images are ``images_apart`` apart."""
     batch, level, xy = (
-        _pyramid.move_to_front(tensor, in_dim, size)
+        _vmap.move_to_front(tensor, in_dim, size)
         for tensor, in_dim in zip((batch, level, xy), in_dims, strict=True)
     )
     batch = batch + torch.arange(size, device=batch.device)[:, None] * images_apart
@@ -166,7 +166,7 @@ def _vmap_backward_rule(
     size = info.batch_size
     maps, images_apart = _pyramid.fold_pyramid(pyramid, in_dims[1], size, always=need_pyramid)
     points = _fold_points(size, images_apart, in_dims[2:5], batch, level, xy)
-    grad = _pyramid.move_to_front(grad_output, in_dims[0], size).flatten(0, 1)
+    grad = _vmap.move_to_front(grad_output, in_dims[0], size).flatten(0, 1)
     grad_maps, grad_xy = _backward_op(grad, maps, *points, need_pyramid, need_xy, deterministic)
     if need_pyramid:
         grad_maps = [_pyramid.unfold(gradient, size) for gradient in grad_maps]

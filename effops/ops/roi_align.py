@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from effops.ops import _autocast, _pyramid
+from effops.ops import _autocast, _pyramid, _vmap
 from effops.ops._checks import ShapeChecker, check_backend, explain
 
 _NAME = "roi_align"
@@ -200,7 +200,7 @@ def _fold_rois(
 ) -> tuple[Tensor, Tensor]:
     """RoIs [size * R] of all members of vmap, whose images are ``images_apart`` apart."""
     rois, level = (
-        _pyramid.move_to_front(tensor, in_dim, size)
+        _vmap.move_to_front(tensor, in_dim, size)
         for tensor, in_dim in zip((rois, level), in_dims, strict=True)
     )
     if images_apart > 0:
@@ -237,7 +237,7 @@ def _vmap_backward_rule(
     size = info.batch_size
     maps, images_apart = _pyramid.fold_pyramid(pyramid, in_dims[1], size, always=True)
     boxes = _fold_rois(size, images_apart, in_dims[2:4], rois, level)
-    grad = _pyramid.move_to_front(grad_output, in_dims[0], size).flatten(0, 1)
+    grad = _vmap.move_to_front(grad_output, in_dims[0], size).flatten(0, 1)
     gradients = [_pyramid.unfold(gradient, size) for gradient in _backward_op(grad, maps, *boxes, *settings)]
     return gradients, [0] * len(gradients)
 

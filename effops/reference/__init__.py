@@ -4,8 +4,25 @@ These functions say what an op computes; they are written to be read, not to be 
 differentiable by autograd, exact to rounding in float64, and need no compiled code.
 """
 
+from effops.reference.binnorm import binnorm
+from effops.reference.hamming_distance import hamming_distance
+from effops.reference.hamming_knn import hamming_knn
+from effops.reference.hamming_match import hamming_match
 from effops.reference.ms_deform_attn import ms_deform_attn
+from effops.reference.pack_bits import pack_bits, unpack_bits
 from effops.reference.point_sample import point_sample
 from effops.reference.roi_align import roi_align
+from effops.reference.topk_pack import topk_pack
 
-__all__ = ["ms_deform_attn", "point_sample", "roi_align"]
+__all__ = [
+    "binnorm",
+    "hamming_distance",
+    "hamming_knn",
+    "hamming_match",
+    "ms_deform_attn",
+    "pack_bits",
+    "point_sample",
+    "roi_align",
+    "topk_pack",
+    "unpack_bits",
+]

@@ -53,7 +53,8 @@ class ErrorInput:
 
     ``match`` is a regular expression for the message, which names the op and the argument.
     ``needs_values`` says that only the tensors' values are wrong: CPU kernels raise, while fake and CUDA
-    kernels cannot see it. ``native`` says that ``torch.ops.effops.<name>`` must refuse the arguments too.
+    kernels cannot see it. ``native`` says that ``torch.ops.effops.<name>`` must refuse the arguments too, and
+    ``backward`` the same of the backward op, which need not get all of them.
     """
 
     name: str
@@ -63,6 +64,7 @@ class ErrorInput:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     needs_values: bool = False
     native: bool = True
+    backward: bool = True
 
     @property
     def on_one_device(self) -> bool:
@@ -71,9 +73,9 @@ class ErrorInput:
         return not any(isinstance(value, Tensor) and value.is_meta for value in values)
 
     @property
-    def native_on_one_device(self) -> bool:
-        """The kernels of one device see the arguments."""
-        return self.native and self.on_one_device
+    def seen_by_backward(self) -> bool:
+        """The kernels of one device see the arguments, also those of the backward op."""
+        return self.native and self.backward and self.on_one_device
 
     @property
     def seen_by_fake_kernel(self) -> bool:
@@ -98,6 +100,9 @@ DEFAULT_TOLERANCES: Mapping[torch.dtype, Tolerance] = MappingProxyType(
         torch.bfloat16: Tolerance(8e-3, 8e-3),
     }
 )
+
+
+EXACT = Tolerance(0.0, 0.0)  # of integers
 
 
 class Maker:
@@ -125,6 +130,10 @@ class Maker:
     def integers(self, *shape: int, high: int) -> Tensor:
         """int64 numbers in [0, high); zeros where that is empty."""
         return torch.randint(max(high, 1), shape, generator=self._generator).to(self.device)
+
+    def bits(self, *shape: int, ones: float = 0.5) -> Tensor:
+        """Booleans, of which the given share is True."""
+        return (torch.rand(shape, generator=self._generator, dtype=torch.float64) < ones).to(self.device)
 
     def int64(self, data: Sequence[Any]) -> Tensor:
         """The data as an int64 tensor on the device."""
@@ -180,6 +189,7 @@ class OpInfo:
     dynamic: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     #: FLOPs of forward, and of backward for all gradients, of the smallest sample.
     flops: tuple[int, int] = (0, 0)
+    #: Of the data, the usual one first.
     dtypes: tuple[torch.dtype, ...] = FLOAT_DTYPES
     tolerances: Mapping[torch.dtype, Tolerance] = field(default_factory=lambda: DEFAULT_TOLERANCES)
     #: The shape of the result depends on values: no vmap rule, no static-dispatch test.
@@ -207,18 +217,37 @@ class OpInfo:
         """``torch.ops.effops.<name>_backward.default``."""
         return getattr(torch.ops.effops, f"{self.name}_backward").default
 
+    @property
+    def has_floating_data(self) -> bool:
+        """Whether there are numbers that can be rounded, NaN or Inf."""
+        return any(dtype.is_floating_point for dtype in self.dtypes)
+
+    @property
+    def has_fixed_shapes(self) -> bool:
+        """Whether the shapes of the results follow from those of the arguments."""
+        return not self.data_dependent_shape
+
+    @property
+    def exact_dtype(self) -> torch.dtype:
+        """The dtype in which results have the smallest errors."""
+        return torch.float64 if self.has_floating_data else self.dtypes[0]
+
+    def tolerance(self, dtype: torch.dtype) -> Tolerance:
+        """Of results of the dtype."""
+        return self.tolerances[dtype] if dtype.is_floating_point else EXACT
+
     # ------------------------------------------------------------------------------------ samples
 
     def samples(
         self,
         device: str | torch.device = "cpu",
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
         requires_grad: bool = False,
         seed: int = 0,
     ) -> Iterator[SampleInput]:
         """All samples: those of the entry, then the first ordinary one in every layout."""
         first: SampleInput | None = None
-        for sample in self.draw_samples(Maker(device, dtype, seed)):
+        for sample in self.draw_samples(Maker(device, dtype or self.dtypes[0], seed)):
             first = first or sample
             yield self.requiring_grad(sample) if requires_grad else sample
         assert first is not None
@@ -228,7 +257,7 @@ class OpInfo:
             yield self.requiring_grad(sample) if requires_grad else sample
 
     def sample(
-        self, name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+        self, name: str, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
     ) -> SampleInput:
         """The sample of that name."""
         return next(sample for sample in self.samples(device, dtype) if sample.name == name)
@@ -242,15 +271,15 @@ class OpInfo:
         self,
         sizes: Sizes,
         device: str | torch.device = "cpu",
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
         seed: int = 0,
     ) -> SampleInput:
         """A sample of the given sizes."""
-        return self.build(Maker(device, dtype, seed), sizes)
+        return self.build(Maker(device, dtype or self.dtypes[0], seed), sizes)
 
     def error_inputs(self, device: str | torch.device = "cpu") -> Iterator[ErrorInput]:
-        """The wrong inputs, with float32 values where they hold any."""
-        yield from self.draw_errors(Maker(device, torch.float32))
+        """The wrong inputs, with data of the usual dtype."""
+        yield from self.draw_errors(Maker(device, self.dtypes[0]))
 
     # ------------------------------------------------------------------------------------ arguments
 

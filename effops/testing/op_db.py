@@ -5,7 +5,13 @@ function) in the file of its engine, ``effops/testing/_<engine>.py``, and append
 new engine's ENTRIES are added here.
 """
 
-from effops.testing import _sampling, _sampling_pyramid
+from effops.testing import _binary, _binary_hamming, _binary_match, _sampling, _sampling_pyramid
 from effops.testing._info import OpInfo
 
-OP_DB: tuple[OpInfo, ...] = (*_sampling.ENTRIES, *_sampling_pyramid.ENTRIES)
+OP_DB: tuple[OpInfo, ...] = (
+    *_sampling.ENTRIES,
+    *_sampling_pyramid.ENTRIES,
+    *_binary.ENTRIES,
+    *_binary_hamming.ENTRIES,
+    *_binary_match.ENTRIES,
+)

@@ -27,3 +27,38 @@ def point_sample(implementation):
 @pytest.fixture
 def roi_align(implementation):
     return implementation("roi_align")
+
+
+@pytest.fixture
+def pack_bits(implementation):
+    return implementation("pack_bits")
+
+
+@pytest.fixture
+def unpack_bits(implementation):
+    return implementation("unpack_bits")
+
+
+@pytest.fixture
+def topk_pack(implementation):
+    return implementation("topk_pack")
+
+
+@pytest.fixture
+def binnorm(implementation):
+    return implementation("binnorm")
+
+
+@pytest.fixture
+def hamming_distance(implementation):
+    return implementation("hamming_distance")
+
+
+@pytest.fixture
+def hamming_knn(implementation):
+    return implementation("hamming_knn")
+
+
+@pytest.fixture
+def hamming_match(implementation):
+    return implementation("hamming_match")
