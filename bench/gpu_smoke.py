@@ -6,6 +6,7 @@ import torch
 
 import effops
 from effops import reference
+from effops.testing import OP_DB, check_forward, check_gradients
 
 LEVELS = [(7, 5), (3, 4), (1, 1)]
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
@@ -44,9 +45,20 @@ def smoke_ms_deform_attn(dtype: torch.dtype, channels: int, points: int, determi
             )
 
 
+def smoke_op_db() -> None:
+    """The typical sample of every op, and those that take other paths through the kernels."""
+    for info in OP_DB:
+        for dtype, sizes in itertools.product(info.dtypes, (info.typical, *info.other_paths)):
+            sample = info.build_sample(sizes, "cuda", dtype)
+            check_forward(info, sample)
+            if info.differentiable:
+                check_gradients(info, sample)
+
+
 def main() -> None:
     for case in itertools.product(TOLERANCES, (1, 32, 33, 64), (1, 4), (False, True)):
         smoke_ms_deform_attn(*case)
+    smoke_op_db()
     torch.cuda.synchronize()
     print("smoke: all right")
 

@@ -24,8 +24,8 @@ def hamming_match(
 ) -> tuple[Tensor, Tensor]:  # [n, 2], [n]
     r"""Pairs of rows of ``a`` and their nearest rows of ``b``, those that pass the tests.
 
-    With :math:`d_1 \le d_2` the distances of row i to its nearest row j and to its second nearest one (ties go
-    to the lowest index), the pair (i, j) is a match iff
+    With :math:`d_1 \le d_2` the distances of row i to its nearest row j and to its second nearest one (ties
+    go to the lowest index), the pair (i, j) is a match iff
 
     .. math::
         d_1 \le max\_distance, \qquad d_1 < ratio \cdot d_2, \qquad
