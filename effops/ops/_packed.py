@@ -86,7 +86,10 @@ def check_mask(check: ShapeChecker, mask: Tensor, a: Tensor) -> None:
 
 def first_member(tensor: Any, in_dim: int | None) -> Any:
     """An argument as the first member of vmap sees it, for the checks."""
-    return tensor if in_dim is None else tensor.select(in_dim, 0)
+    if in_dim is None:
+        return tensor
+    members = tensor.movedim(in_dim, 0)
+    return members[0] if len(members) > 0 else members.new_empty(members.shape[1:])
 
 
 def fold_set(tensor: Tensor, in_dim: int | None, size: int) -> Tensor:

@@ -14,6 +14,7 @@ from effops.testing._binary_inputs import (
     WIDTHS,
     WORD_DTYPES,
     Wrong,
+    random_words,
     word_bits,
     words,
     wrong_counts,
@@ -152,12 +153,12 @@ def _packed(
     """Random words, all bits of them, in rows that hold num_bits and so many words to spare."""
     size = word_bits(make)
     count = (num_bits + size - 1) // size + spare
-    return SampleInput(name, (words(make, make.bits(*rows, count * size)), num_bits), **settings)
+    return SampleInput(name, (random_words(make, *rows, bits=count * size), num_bits), **settings)
 
 
 def _build_packed(make: Maker, sizes: Sizes) -> SampleInput:
     bits = sizes["W"] * word_bits(make)
-    packed = words(make, make.bits(sizes["A"], sizes["N"], bits))
+    packed = random_words(make, sizes["A"], sizes["N"], bits=bits)
     return SampleInput("built", (packed, max(bits - sizes["unused"], 0)))
 
 
@@ -182,7 +183,7 @@ def _unpack_samples(make: Maker) -> Iterator[SampleInput]:
 
 def _unpack_errors(make: Maker) -> Iterator[ErrorInput]:
     """Starting from 70 bits of rows of 2 words."""
-    packed = words(make, make.bits(3, 128))
+    packed = random_words(make, 3, bits=128)
     wrong = wrong_maker("unpack_bits", {"packed": packed, "num_bits": 70})
     dtypes = (torch.bool, torch.float32, torch.float16, *_NO_NUMBERS)
     yield from _wrong_tensors("packed", packed, dtypes, wrong)

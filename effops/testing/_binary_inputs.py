@@ -31,6 +31,17 @@ def words(make: Maker, bits: Tensor) -> Tensor:
     return packed.view(torch.uint8)[..., : (bits.shape[-1] + 7) // 8].contiguous()
 
 
+def random_words(make: Maker, *rows: int, bits: int) -> Tensor:
+    """Rows [..., W] of random bits; padding bits are 0."""
+    count = (bits + word_bits(make) - 1) // word_bits(make)
+    data = make.integers(*rows, count * make.dtype.itemsize, high=256).to(torch.uint8)
+    whole, rest = divmod(bits, 8)
+    if rest > 0:
+        data[..., whole] &= 2**rest - 1
+    data[..., (bits + 7) // 8 :] = 0
+    return data.flatten().view(make.dtype).view(*rows, count)
+
+
 def wrong_maker(op: str, good: Mapping[str, Any], keywords: Sequence[str] = ()) -> Wrong:
     """Makes error inputs from arguments that are right; ``keywords`` are those given by name."""
 

@@ -8,7 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from effops.testing._binary_inputs import WIDTHS, Wrong, word_bits, words, wrong_dtypes, wrong_kinds
+from effops.testing._binary_inputs import (
+    WIDTHS,
+    Wrong,
+    random_words,
+    word_bits,
+    words,
+    wrong_dtypes,
+    wrong_kinds,
+)
 from effops.testing._info import ErrorInput, Maker, Sizes
 
 Sets = tuple[Tensor, Tensor]
@@ -17,12 +25,12 @@ Sets = tuple[Tensor, Tensor]
 def sets_of(make: Maker, batch: int | None, rows_a: int, rows_b: int, bits: int) -> Sets:
     """Random rows, [B, N, W], or [N, W] without a batch."""
     first = () if batch is None else (batch,)
-    return words(make, make.bits(*first, rows_a, bits)), words(make, make.bits(*first, rows_b, bits))
+    return random_words(make, *first, rows_a, bits=bits), random_words(make, *first, rows_b, bits=bits)
 
 
 def tied_sets(make: Maker, batch: int | None, rows_a: int, rows_b: int, bits: int) -> Sets:
     """Rows drawn from four, so that most distances tie."""
-    kinds = words(make, make.bits(4, bits))
+    kinds = random_words(make, 4, bits=bits)
     first = () if batch is None else (batch,)
     return kinds[make.integers(*first, rows_a, high=4)], kinds[make.integers(*first, rows_b, high=4)]
 

@@ -357,6 +357,20 @@ def test_vmap_of_matches_is_refused(through):
         torch.vmap(op)(a, b)
 
 
+def test_vmap_over_nothing():
+    a, b = (rows.expand(0, *rows.shape) for rows in random_sets(3, 4))
+    assert torch.vmap(effops.hamming_distance)(a, b).shape == (0, 3, 4)
+    assert torch.vmap(effops.hamming_knn)(a, b)[1].shape == (0, 3, 1)
+
+
+@pytest.mark.parametrize("ranks", [(2, 3), (3, 2), (1, 1)], ids=str)
+def test_vmap_of_members_of_wrong_rank(ranks):
+    """Folded they would fit."""
+    a, b = (torch.zeros(2, *(1,) * rank, dtype=torch.int64) for rank in ranks)
+    with pytest.raises(ValueError, match="^hamming_distance: expected [ab] of shape"):
+        torch.vmap(effops.hamming_distance)(a, b)
+
+
 @pytest.mark.parametrize("batched", ["both", "a", "mask"])
 def test_vmap_of_batched_sets(batched):
     """A batch dimension within, and one mask for its sets in each member."""
