@@ -1,4 +1,7 @@
-"""Every golden test runs on the definition (`effops.reference`) and on the native op (`effops.ops`)."""
+"""Every golden test runs on the definition (`effops.reference`) and on the native op (`effops.ops`).
+
+A test takes the ops that it calls as fixtures, by their names.
+"""
 
 import pytest
 
@@ -14,51 +17,12 @@ def implementation(request):
     return lambda name: getattr(module, name)
 
 
-@pytest.fixture
-def ms_deform_attn(implementation):
-    return implementation("ms_deform_attn")
+def _fixture_of(name):
+    @pytest.fixture(name=name)
+    def op(implementation):
+        return implementation(name)
+
+    return op
 
 
-@pytest.fixture
-def point_sample(implementation):
-    return implementation("point_sample")
-
-
-@pytest.fixture
-def roi_align(implementation):
-    return implementation("roi_align")
-
-
-@pytest.fixture
-def pack_bits(implementation):
-    return implementation("pack_bits")
-
-
-@pytest.fixture
-def unpack_bits(implementation):
-    return implementation("unpack_bits")
-
-
-@pytest.fixture
-def topk_pack(implementation):
-    return implementation("topk_pack")
-
-
-@pytest.fixture
-def binnorm(implementation):
-    return implementation("binnorm")
-
-
-@pytest.fixture
-def hamming_distance(implementation):
-    return implementation("hamming_distance")
-
-
-@pytest.fixture
-def hamming_knn(implementation):
-    return implementation("hamming_knn")
-
-
-@pytest.fixture
-def hamming_match(implementation):
-    return implementation("hamming_match")
+globals().update({f"{name}_op": _fixture_of(name) for name in effops.ops.__all__})
