@@ -2,15 +2,18 @@
 #
 #   PYTHON   interpreter that makes .venv                      VENV    where it is made
 #   TORCH    what is installed if .venv has no torch           EFFOPS_CUDA=off, EFFOPS_CUDA_ARCHITECTURES="80;90"
-#   ARGS     further arguments of demo, bench and pytest
+#   ARGS     further arguments of demo, bench and pytest      WORKERS="-n 0": tests in one process
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
 ARGS ?=
+WORKERS ?= -n auto --maxprocesses 8 --dist worksteal
 
 bin := $(VENV)/bin
 pip := $(bin)/python -m pip --disable-pip-version-check
+# pytest-benchmark warns of several processes, and warnings are errors.
+pytest := -m pytest -q -p no:benchmark $(WORKERS)
 constraint := $(VENV)/torch-constraint.txt
 sanitize := .build/sanitize
 native := $(wildcard csrc/*.cpp csrc/*/* cmake/*) CMakeLists.txt pyproject.toml
@@ -24,7 +27,7 @@ demo: $(VENV)/extra-demo  ## run every op on photographs, write effops-demo/inde
 	$(bin)/python -m effops demo $(ARGS)
 
 test: $(VENV)/extra-test  ## the test suite
-	$(bin)/python -m pytest -q python_tests $(ARGS)
+	$(bin)/python $(pytest) python_tests $(ARGS)
 
 bench: $(VENV)/extra-bench  ## benchmarks, results in bench/results
 	$(bin)/python -m effops bench $(ARGS)
@@ -89,7 +92,7 @@ sanitize: $(sanitize)/site  ## the CPU tests under AddressSanitizer and UBSan
 	cd $(sanitize) && \
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
-	venv/bin/python -m pytest -q -c $(CURDIR)/pyproject.toml --rootdir=$(CURDIR) -p no:cacheprovider \
+	venv/bin/python $(pytest) -c $(CURDIR)/pyproject.toml --rootdir=$(CURDIR) -p no:cacheprovider \
 	  -m 'not compile' --ignore-glob='*simulator*' $(CURDIR)/python_tests $(ARGS)
 
 # ---------------------------------------------------------------- release
