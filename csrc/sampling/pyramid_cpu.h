@@ -224,6 +224,7 @@ class PyramidRunner {
         });
       } else if (kernel_packs()) {
         whole.slice.padded = pad(whole.slice.channels);
+        whole.slice.kernel_packs = true;
         units.push_back(whole);
       } else {
         for_slices(whole, [&](SliceUnit& unit) {

@@ -14,10 +14,12 @@ struct MapSlice {
   const void* data;  // first channel of pixel (0, 0)
   int64_t row_stride, pixel_stride, channel_stride;
   int64_t channels;
-  // Channels in whole registers, over which kernels are vectorised: with channel_stride 1 they lie next to
-  // each other, the last padded - channels of them zero; else kernels pack what they read. 0: kernels take
-  // the channels one by one.
+  // Channels in whole registers, over which kernels are vectorised: they lie next to each other, the last
+  // padded - channels of them zero, unless kernels pack what they read. 0: kernels take the channels one by
+  // one.
   int64_t padded;
+  // The channels lie apart, or the last ones don't fill a register and what follows them may be no memory.
+  bool kernel_packs = false;
 };
 
 // Sums for the gradient of one image of a map: accumulators of some channels of rows [row_begin, row_end).

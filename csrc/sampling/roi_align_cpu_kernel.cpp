@@ -53,7 +53,7 @@ inline void find_columns(const AxisSums& x, int64_t& first, int64_t& last) {
   }
 }
 
-// Packs row `y` of a source whose channels lie apart. All pixels in between, or only those that are read.
+// Packs row `y` of a source that is not packed. All pixels in between, or only those that are read.
 template <typename T, int kWidth>
 EFFOPS_INLINE void pack_row(const SourceRows<T>& source, const AxisSums& x, int32_t y) {
   const T* from = source.data + y * source.row_stride;
@@ -160,7 +160,7 @@ void forward(const MapSlice& map, const RoiSums& sums, void* output, void* scrat
     }
     return;
   }
-  if (map.channel_stride != 1) {
+  if (map.kernel_packs) {
     source.row = reinterpret_cast<T*>(static_cast<A*>(scratch) +
                                       (bins + kKeptRows * sums.x.count) * kMaxRegisters * Vec<A>::lanes);
     find_columns(sums.x, source.first, source.last);

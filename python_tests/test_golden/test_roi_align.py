@@ -203,3 +203,13 @@ def test_roi_align_bad_arguments(roi_align, change):
     }
     with pytest.raises(ValueError, match="roi_align"):
         roi_align(**(arguments | change))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("channels", [3, 9, 12, 20])
+def test_roi_align_reads_no_channel_after_the_last(roi_align, channels, dtype):
+    """Channels that fill no whole register, at the end of the memory: AddressSanitizer sees more."""
+    feature = torch.arange(4.0 * channels).to(dtype).reshape(1, 2, 2, channels).permute(0, 3, 1, 2)
+    rois, level = torch.tensor([[0, 1, 1, 2, 2]], dtype=dtype), torch.zeros(1, dtype=torch.int64)
+    result = roi_align([feature], rois, level, 1, sampling_ratio=1, strides=[1])
+    assert result.flatten().equal(feature[0, :, 1, 1])
