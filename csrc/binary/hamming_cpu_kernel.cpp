@@ -17,7 +17,7 @@ namespace EFFOPS_ISA {
 namespace {
 
 constexpr int64_t kTileQueries = 1024;
-constexpr int64_t kFewQueries = 4;  // that are not worth packing groups for
+constexpr int64_t kFewQueries = 3;  // that are not worth packing groups for
 
 // Memory of a task. Bounds are what a distance must be below to matter; those of rows of b lie as Sums wants
 // them.
@@ -235,12 +235,21 @@ void search_tile(const SearchTask& task, int64_t tile, int64_t queries, void* me
   }
 }
 
-// Every pair on its own.
+// Every pair on its own. kBytes: of a row, if it is known (the loop over its words is unrolled), or 0.
+template <int64_t kBytes>
 void search_directly(const SearchTask& task) {
+  const int64_t bytes = kBytes > 0 ? kBytes : task.bytes;
   for (int64_t i = 0; i < task.rows_a; ++i) {
+    const uint8_t* query = task.a + i * bytes;
     const uint8_t* mask = task.mask == nullptr ? nullptr : task.mask + i * task.mask_stride;
+    const NeighbourKey& worst = task.neighbours[i * task.k];
+    NeighbourKey bound = worst;
     for (int64_t j = task.begin_b; j < task.end_b; ++j) {
-      if (mask == nullptr || mask[j] != 0) offer(task, i, j);
+      if (mask != nullptr && mask[j] == 0) continue;
+      const NeighbourKey key = make_key(exact_distance(query, task.b + j * bytes, bytes), j);
+      if (key >= bound && task.columns == nullptr) continue;
+      offer(task, i, j);
+      bound = worst;
     }
   }
 }
@@ -248,7 +257,7 @@ void search_directly(const SearchTask& task) {
 void search(const SearchTask& task, void* memory) {
   for (int64_t i = 0; i < task.rows_a * task.k; ++i) task.neighbours[i] = kNoNeighbour;
   if (task.rows_a <= kFewQueries) {
-    search_directly(task);
+    (task.bytes == 32 ? search_directly<32> : search_directly<0>)(task);
   } else {
     const auto tile_kernel = task.bytes <= kPartBytes ? search_tile<NarrowSums> : search_tile<WideSums>;
     for (int64_t tile = 0; tile < task.rows_a; tile += kTileQueries) {
