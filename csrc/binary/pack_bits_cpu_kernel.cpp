@@ -6,7 +6,7 @@
 // the movemask instruction, bits are spread to bytes by a byte shuffle.
 // Bytes: x and one bit per element, each once. Bound by memory bandwidth.
 #include "pack_bits_cpu_kernel.h"
-#include "../common/simd.h"
+#include "byte_lanes_cpu.h"
 
 namespace effops::binary::EFFOPS_ISA {
 namespace {
@@ -14,7 +14,6 @@ namespace {
 using namespace effops::simd;
 
 constexpr int64_t kWord = 64;
-typedef uint8_t Bytes __attribute__((vector_size(kVectorBytes)));
 
 // ------------------------------------------------------------------------------------------------- pack
 
@@ -29,24 +28,9 @@ EFFOPS_INLINE uint64_t word_of(const T* x) {
 
 EFFOPS_INLINE uint64_t word_of(const uint8_t* x) {
   uint64_t word = 0;
-#if defined(__AVX512BW__)
-  const __m512i bytes = _mm512_loadu_si512(x);
-  word = _mm512_test_epi8_mask(bytes, bytes);
-#elif defined(__AVX2__)
-  for (int i = 0; i < kWord; i += 32) {
-    const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + i));
-    const int zeros = _mm256_movemask_epi8(_mm256_cmpeq_epi8(bytes, _mm256_setzero_si256()));
-    word |= uint64_t{~static_cast<uint32_t>(zeros)} << i;
+  for (int i = 0; i < kWord; i += kByteLanes) {
+    word |= lanes_set(reinterpret_cast<Bytes>(load<Bytes>(x + i) != 0)) << i;
   }
-#elif defined(__SSE2__)
-  for (int i = 0; i < kWord; i += 16) {
-    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(x + i));
-    const int zeros = _mm_movemask_epi8(_mm_cmpeq_epi8(bytes, _mm_setzero_si128()));
-    word |= uint64_t{~static_cast<uint32_t>(zeros) & 0xffffu} << i;
-  }
-#else
-  for (int i = 0; i < kWord; ++i) word |= uint64_t{x[i] != 0} << i;
-#endif
   return word;
 }
 
