@@ -21,4 +21,18 @@ STABLE_TORCH_LIBRARY(effops, m) {
   m.def("hamming_distance(Tensor a, Tensor b) -> Tensor");
   m.def("hamming_knn(Tensor a, Tensor b, SymInt k, Tensor? lengths_a, Tensor? lengths_b, Tensor? mask, bool mutual) -> (Tensor, Tensor)");
   m.def("hamming_match(Tensor a, Tensor b, float? ratio, int? max_distance, bool mutual, Tensor? mask) -> (Tensor, Tensor)");
+  // rowconv
+  m.def("sps_from_dense(Tensor x, Tensor mask) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def("sps_from_dense_backward(Tensor grad_active, Tensor grad_passive, Tensor index_map) -> Tensor");
+  m.def("sps_to_dense(Tensor active, Tensor passive, Tensor index_map, Tensor roi, Tensor xy) -> Tensor");
+  m.def("sps_to_dense_backward(Tensor grad_output, Tensor active, Tensor passive, Tensor index_map, Tensor roi, Tensor xy, bool need_active, bool need_passive, bool deterministic) -> (Tensor, Tensor)");
+  m.def("sps_refine(Tensor active, Tensor passive, Tensor index_map, Tensor roi, Tensor xy, Tensor scores, SymInt num_refine, bool upsample) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def("sps_refine_backward(Tensor grad_active, Tensor grad_passive, Tensor new_ids, SymInt num_passive, bool upsample, bool need_active, bool need_passive) -> (Tensor, Tensor)");
+  m.def("sps_conv2d(Tensor active, Tensor passive, Tensor index_map, Tensor roi, Tensor xy, Tensor[] weight, Tensor[] bias, int[] dilation, int activation, int groups) -> (Tensor, Tensor)");
+  m.def("sps_conv2d_backward(Tensor grad_output, Tensor signs, Tensor active, Tensor passive, Tensor index_map, Tensor roi, Tensor xy, Tensor[] weight, int[] dilation, int activation, int groups, bool need_active, bool need_passive, bool need_weight, bool need_bias, bool deterministic) -> (Tensor, Tensor, Tensor[], Tensor[])");
+  m.def("plan_mask(Tensor mask) -> (Tensor, Tensor)");
+  m.def("perforated_conv2d(Tensor x, Tensor weight, Tensor mask, Tensor? bias, Tensor? base, int[] stride, int[] padding, int[] dilation, int groups, int fill, Tensor? positions, Tensor? rows) -> Tensor");
+  m.def("perforated_conv2d_backward(Tensor grad_output, Tensor x, Tensor weight, Tensor mask, Tensor? bias, int[] stride, int[] padding, int[] dilation, int groups, int fill, Tensor? positions, Tensor? rows, bool need_x, bool need_weight, bool need_mask, bool need_bias, bool need_base, bool deterministic) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def("select_conv2d(Tensor x, Tensor weights, Tensor choice, Tensor? bias, int[] dilations) -> Tensor");
+  m.def("select_conv2d_backward(Tensor grad_output, Tensor x, Tensor weights, Tensor choice, int[] dilations, bool need_x, bool need_weights, bool need_bias, bool deterministic) -> (Tensor, Tensor, Tensor)");
 }

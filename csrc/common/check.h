@@ -98,6 +98,12 @@ inline void check_floating(const char* op, const char* argument, const Tensor& t
   }
 }
 
+inline void check_int32_or_int64(const char* op, const char* argument, const Tensor& tensor) {
+  if (tensor.scalar_type() != ScalarType::Int && tensor.scalar_type() != ScalarType::Long) {
+    fail(op, ": expected ", argument, " of dtype int32 or int64, got ", dtype_name(tensor.scalar_type()));
+  }
+}
+
 // Coordinates and weights may stay in float32 beside half-precision values.
 inline void check_dtype_or_float(const char* op, const char* argument, const Tensor& tensor,
                                  ScalarType expected) {

@@ -20,11 +20,15 @@ class CudaScope {
   }
 
   // Runs `works` pieces of work, one per block; kernels loop over the rest where a grid is too small.
-  // A kernel that uses more than 48 KB of shared memory needs an attribute, which this does not set.
   template <typename... Parameters, typename... Arguments>
   void launch(void (*kernel)(Parameters...), int64_t works, int threads, int64_t shared_bytes,
               const Arguments&... arguments) const {
     const auto blocks = static_cast<unsigned>(std::min<int64_t>(works, INT32_MAX));
+    constexpr int64_t kSharedWithoutAsking = 48 * 1024;
+    if (shared_bytes > kSharedWithoutAsking) {
+      STD_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                          static_cast<int>(shared_bytes)));
+    }
     kernel<<<blocks, threads, static_cast<size_t>(shared_bytes), stream_>>>(arguments...);
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   }

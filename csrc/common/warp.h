@@ -157,6 +157,18 @@ EFFOPS_DEVICE int lowest_bit(uint32_t bits) {
 #endif
 }
 
+// threadIdx.x, which the compiler takes for a new number every time: it does not compute what depends on it ahead
+// of a loop, to hold it in registers that the loop needs.
+EFFOPS_DEVICE unsigned fresh_thread() {
+#if defined(__CUDACC__)
+  unsigned thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  return thread;
+#else
+  return threadIdx.x;
+#endif
+}
+
 // Whether tensor cores multiply bits: before sm_80 they don't, from sm_100 on the instruction is emulated by
 // others that are slower than plain ones.
 #if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ < 800 || __CUDA_ARCH__ >= 1000)
