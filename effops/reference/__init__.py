@@ -10,8 +10,15 @@ from effops.reference.hamming_knn import hamming_knn
 from effops.reference.hamming_match import hamming_match
 from effops.reference.ms_deform_attn import ms_deform_attn
 from effops.reference.pack_bits import pack_bits, unpack_bits
+from effops.reference.perforated_conv2d import perforated_conv2d
+from effops.reference.plan_mask import plan_mask
 from effops.reference.point_sample import point_sample
 from effops.reference.roi_align import roi_align
+from effops.reference.select_conv2d import select_conv2d
+from effops.reference.sps_conv2d import sps_conv2d
+from effops.reference.sps_from_dense import sps_from_dense
+from effops.reference.sps_refine import sps_refine
+from effops.reference.sps_to_dense import sps_to_dense
 from effops.reference.topk_pack import topk_pack
 
 __all__ = [
@@ -21,8 +28,15 @@ __all__ = [
     "hamming_match",
     "ms_deform_attn",
     "pack_bits",
+    "perforated_conv2d",
+    "plan_mask",
     "point_sample",
     "roi_align",
+    "select_conv2d",
+    "sps_conv2d",
+    "sps_from_dense",
+    "sps_refine",
+    "sps_to_dense",
     "topk_pack",
     "unpack_bits",
 ]
