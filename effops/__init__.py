@@ -6,8 +6,21 @@ against in :mod:`effops.reference`; :mod:`effops.interop` is for other libraries
 
 from effops import interop, nn, ops, reference
 from effops._load import build_info, cpu_capability
+from effops._mask_plan import MaskPlan
+from effops._sps import SPS
 from effops._version import __version__
 from effops.ops import *  # noqa: F403
 from effops.ops import __all__ as _op_names
 
-__all__ = ["__version__", "build_info", "cpu_capability", "interop", "nn", "ops", "reference", *_op_names]
+__all__ = [
+    "SPS",
+    "MaskPlan",
+    "__version__",
+    "build_info",
+    "cpu_capability",
+    "interop",
+    "nn",
+    "ops",
+    "reference",
+    *_op_names,
+]

@@ -21,6 +21,15 @@ def base_name(label):
     return label.split("[")[0]
 
 
+def has_promised_layout(info, sample, result, label=""):
+    """Of an output, or of the gradient of the argument: contiguous, or channels_last where that is kept."""
+    source = info.tensors(sample).get(info.keeps_channels_last)
+    keeps = source is not None and label in ("", info.keeps_channels_last)
+    if keeps and not source.is_contiguous() and source.is_contiguous(memory_format=torch.channels_last):
+        return result.is_contiguous(memory_format=torch.channels_last)
+    return result.is_contiguous()
+
+
 def subsets(items, smallest=1):
     """All subsets with at least `smallest` members."""
     items = list(items)

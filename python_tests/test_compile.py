@@ -5,7 +5,7 @@ import torch
 from helpers import assert_same_results, results
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from effops.testing._check import forward, gradients
+from effops.testing._check import floating, forward, gradients
 
 pytestmark = pytest.mark.compile
 
@@ -71,9 +71,10 @@ def test_gradients_only_where_needed(info, device):
     label, leaf = next(iter(info.leaves(sample).items()))
     sample = info.replaced(sample, {label: leaf.detach().requires_grad_()})
     compiled = Compiled(info)
-    sum(output.sum() for output in forward(compiled, sample)).backward()
+    sum(output.sum() for output in floating(forward(compiled, sample))).backward()
     found = info.leaves(sample)[label].grad
-    expected = gradients(info, sample, [torch.ones_like(output) for output in forward(info, sample)])
+    incoming = [torch.ones_like(output) for output in floating(forward(info, sample))]
+    expected = gradients(info, sample, incoming)
     assert_same_results(info, [found], [expected[label]], info.tolerances)
     assert all(leaf.grad is None for other, leaf in info.leaves(sample).items() if other != label)
 

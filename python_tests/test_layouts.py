@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import assert_same_results, results
+from helpers import assert_same_results, has_promised_layout, results
 
 from effops.testing import LAYOUTS
 from effops.testing._check import forward, grad_outputs, gradients
@@ -73,14 +73,17 @@ def test_inputs_stay_as_they_are(info, sample):
 
 
 @pytest.mark.dtypes(torch.float32)
-def test_results_are_new_and_contiguous(info, sample):
+def test_results_are_new_and_have_the_promised_layout(info, sample):
     """Outputs and gradients share memory neither with the inputs nor with each other."""
     incoming = grad_outputs(forward(info, sample))
     inputs = [*info.tensors(sample).values(), *incoming]
     made = forward(info, sample)
-    assert all(output.is_contiguous() for output in made)
+    assert all(has_promised_layout(info, sample, output) for output in made)
     if info.differentiable:
-        made += gradients(info, sample, incoming).values()
+        found = gradients(info, sample, incoming)
+        label = info.keeps_channels_last
+        assert label not in found or has_promised_layout(info, sample, found[label], label)
+        made += found.values()
     used = {tensor.untyped_storage().data_ptr() for tensor in inputs if tensor.numel() > 0}
     for tensor in made:
         if tensor.numel() > 0:

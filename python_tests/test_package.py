@@ -257,7 +257,9 @@ def test_entry_is_complete(name):
     assert len(ordinary) >= 2
     names = set(inspect.signature(info.op).parameters)
     mentioned = {*info.differentiable, *info.linear_in, *info.coordinates, *info.autocast, *info.vmap_batched}
-    assert {label.split("[")[0] for label in {*mentioned, *info.dynamic, *info.vmap_shared}} <= names
+    arguments = {re.split(r"[\[.]", label)[0] for label in {*mentioned, *info.dynamic, *info.vmap_shared}}
+    assert arguments <= names
+    assert info.keeps_channels_last in {"", *names}
     for sizes in (info.typical, info.smallest, *info.large, *info.other_paths):
         assert set(sizes) == set(info.size_ranges)
 

@@ -6,7 +6,7 @@ from helpers import backward_calls, subsets
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_structure, tree_unflatten
 
 from effops.testing import assert_close
-from effops.testing._check import forward, grad_outputs, tensors_of
+from effops.testing._check import floating, forward, grad_outputs, tensors_of
 
 pytestmark = pytest.mark.ops("vmap_batched")
 MEMBERS = 3
@@ -101,14 +101,14 @@ def test_gradients_through_vmap(info, device):
             if label not in batched
         }
         sample = info.replaced(base, shared)
-        outputs = tensors_of(vmapped(info, sample, dict.fromkeys(batched, 0))(*stacks))
+        outputs = floating(tensors_of(vmapped(info, sample, dict.fromkeys(batched, 0))(*stacks)))
         incoming = grad_outputs(outputs)
         inputs = [*stacks, *shared.values()]
         found = torch.autograd.grad(outputs, inputs, incoming)
         looped = []
         for k in range(MEMBERS):
             member = {label: stack[k] for label, stack in zip(batched, stacks, strict=True)}
-            looped.append(forward(info, info.replaced(sample, member)))
+            looped.append(floating(forward(info, info.replaced(sample, member))))
         expected = torch.autograd.grad(
             [torch.stack(output) for output in zip(*looped, strict=True)], inputs, incoming
         )
@@ -155,7 +155,7 @@ def test_batched_gradients(info, device):
     leaves = info.leaves(sample)
     for labels in subsets(leaves):
         inputs = [leaves[label] for label in labels]
-        outputs = forward(info, sample)
+        outputs = floating(forward(info, sample))
         several = [grad_outputs(outputs, seed) for seed in range(MEMBERS)]
         stacked = [torch.stack(gradients) for gradients in zip(*several, strict=True)]
         found = torch.autograd.grad(outputs, inputs, stacked, is_grads_batched=True, retain_graph=True)

@@ -3,5 +3,7 @@
 from effops.nn.binnorm import BinNorm
 from effops.nn.ms_deform_attn import MultiScaleDeformableAttention
 from effops.nn.roi_align import RoIAlign
+from effops.nn.sps_conv2d import SPSConv2d
+from effops.nn.sps_fusion import SPSFusion
 
-__all__ = ["BinNorm", "MultiScaleDeformableAttention", "RoIAlign"]
+__all__ = ["BinNorm", "MultiScaleDeformableAttention", "RoIAlign", "SPSConv2d", "SPSFusion"]

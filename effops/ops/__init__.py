@@ -7,8 +7,15 @@ from effops.ops.hamming_knn import hamming_knn
 from effops.ops.hamming_match import hamming_match
 from effops.ops.ms_deform_attn import ms_deform_attn
 from effops.ops.pack_bits import pack_bits, unpack_bits
+from effops.ops.perforated_conv2d import perforated_conv2d
+from effops.ops.plan_mask import plan_mask
 from effops.ops.point_sample import point_sample
 from effops.ops.roi_align import roi_align
+from effops.ops.select_conv2d import select_conv2d
+from effops.ops.sps_conv2d import sps_conv2d
+from effops.ops.sps_from_dense import sps_from_dense
+from effops.ops.sps_refine import sps_refine
+from effops.ops.sps_to_dense import sps_to_dense
 from effops.ops.topk_pack import topk_pack
 
 __all__ = [
@@ -18,8 +25,15 @@ __all__ = [
     "hamming_match",
     "ms_deform_attn",
     "pack_bits",
+    "perforated_conv2d",
+    "plan_mask",
     "point_sample",
     "roi_align",
+    "select_conv2d",
+    "sps_conv2d",
+    "sps_from_dense",
+    "sps_refine",
+    "sps_to_dense",
     "topk_pack",
     "unpack_bits",
 ]

@@ -7,7 +7,7 @@ that key. The guard is private to torch (it is there in 2.11 to 2.14); without i
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -72,3 +72,28 @@ def refuse_second_derivatives(name: str, differentiable: tuple[int, ...]) -> Non
         raise RuntimeError(f"{name}: second derivatives are not supported")
 
     install(f"{name}_backward", lambda ctx, inputs, output: None, refuse, differentiable)
+
+
+def refuse_second_derivatives_of_lists(name: str) -> None:
+    """The same for an op that takes lists of tensors, whose autograd is not installed by :func:`install`."""
+
+    def refuse(ctx: Context, *grad_outputs: Any) -> NoReturn:
+        raise RuntimeError(f"{name}: second derivatives are not supported")
+
+    torch.library.register_autograd(f"effops::{name}_backward", refuse)
+
+
+def materialize(
+    grad_outputs: Sequence[Tensor | None], shapes: Sequence[Sequence[int]]
+) -> list[Tensor] | None:
+    """Gradients of outputs of the given shapes, zeros where there is none; None if there is none at all.
+
+    For ops with integer outputs, for which torch would make zeros too: ``ctx.set_materialize_grads(False)``.
+    """
+    like = next((gradient for gradient in grad_outputs if gradient is not None), None)
+    if like is None:
+        return None
+    return [
+        like.new_zeros(shape) if gradient is None else gradient
+        for gradient, shape in zip(grad_outputs, shapes, strict=True)
+    ]

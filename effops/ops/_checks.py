@@ -65,6 +65,17 @@ class ShapeChecker:
         raise ValueError(f"{self.op}: expected {argument} of shape [{expected}], got {list(tensor.shape)}")
 
 
+def check_type(op: str, argument: str, value: object, name: str, *types: type) -> None:
+    """Raises TypeError unless the value has one of the types."""
+    if not isinstance(value, types):
+        raise TypeError(f"{op}: expected {argument} of type {name}, got {type(value).__name__}")
+
+
+def check_integer(op: str, argument: str, value: object) -> None:
+    """Raises TypeError unless the value is an integer."""
+    check_type(op, argument, value, "int", int, torch.SymInt)
+
+
 def check_backend(op: str, tensor: Tensor) -> None:
     """Raises RuntimeError, with the cure, for a device that this installation cannot serve."""
     if tensor.device.type == "cuda" and _load.cuda_missing_reason is not None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from effops.ops import _vmap
-from effops.ops._checks import ShapeChecker, check_backend
+from effops.ops._checks import ShapeChecker, check_backend, check_integer
 
 WORD_DTYPES = (torch.int64, torch.uint8)
 #: Per row, in the ops that compare rows.
@@ -37,17 +37,6 @@ def check_rows(op: str, argument: str, tensor: Tensor, *dtypes: torch.dtype) -> 
         raise ValueError(f"{op}: expected {argument} of at least 1 dimension, got shape []")
     check.dtype(argument, tensor, *dtypes)
     check_backend(op, tensor)
-
-
-def check_type(op: str, argument: str, value: object, name: str, *types: type) -> None:
-    """Raises TypeError unless the value has one of the types."""
-    if not isinstance(value, types):
-        raise TypeError(f"{op}: expected {argument} of type {name}, got {type(value).__name__}")
-
-
-def check_integer(op: str, argument: str, value: object) -> None:
-    """Raises TypeError unless the value is an integer."""
-    check_type(op, argument, value, "int", int, torch.SymInt)
 
 
 def check_count(op: str, argument: str, value: int, most: int) -> None:

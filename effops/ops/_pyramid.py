@@ -1,15 +1,10 @@
 """What the ops that read pyramids (lists of maps [B, C, H_l, W_l]) share."""
 
-from collections.abc import Callable, Sequence
-from types import SimpleNamespace
-from typing import Any, NoReturn
+from collections.abc import Sequence
 
-import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from effops.ops import _vmap
-from effops.ops._autograd import library
 from effops.ops._checks import FLOAT_DTYPES, ShapeChecker
 
 #: CUDA kernels get the maps' addresses and sizes in their arguments.
@@ -41,49 +36,7 @@ def new_gradients(pyramid: Sequence[Tensor], needed: bool) -> list[Tensor]:
     return [feature.new_empty(feature.shape if needed else (0,)) for feature in pyramid]
 
 
-def refuse_second_derivatives(name: str) -> None:
-    """Makes differentiating ``effops::<name>_backward``, which takes a list, an error."""
-
-    def refuse(ctx: Any, *grad_outputs: Any) -> NoReturn:
-        raise RuntimeError(f"{name}: second derivatives are not supported")
-
-    torch.library.register_autograd(f"effops::{name}_backward", refuse)
-
-
 # ------------------------------------------------------------------------------------------ vmap
-
-
-def support_batched_gradients(name: str, rule: Callable[..., tuple[Any, Any]]) -> None:
-    """Makes ``torch.autograd.grad(..., is_grads_batched=True)`` work, with the vmap rule of the backward op.
-
-    It uses torch's first implementation of vmap, whose fallback (a loop) refuses ops that take lists.
-    """
-    is_batched = torch._C._functorch.is_legacy_batchedtensor
-
-    def kernel(*inputs: Any) -> Any:
-        level = torch._C._vmapmode_increment_nesting() - 1
-        torch._C._vmapmode_decrement_nesting()
-        sizes: list[int] = []
-
-        def unwrap(value: Any) -> Any:
-            if not isinstance(value, Tensor) or not is_batched(value):
-                return value
-            tensor = torch._remove_batch_dim(value, level, 1, 0)
-            sizes.append(tensor.shape[0])
-            return tensor
-
-        def wrap(tensor: Tensor, out_dim: int | None) -> Tensor:
-            return tensor if out_dim is None else torch._add_batch_dim(tensor, out_dim, level)
-
-        def in_dim(value: Any) -> int | None:
-            return 0 if isinstance(value, Tensor) and is_batched(value) else None
-
-        in_dims = tree_map(in_dim, inputs)
-        plain = tree_map(unwrap, inputs)
-        outputs, out_dims = rule(SimpleNamespace(batch_size=sizes[0]), in_dims, *plain)
-        return tree_map(wrap, outputs, out_dims)
-
-    library.impl(f"{name}_backward", kernel, "Batched")
 
 
 def fold_pyramid(

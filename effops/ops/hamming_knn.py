@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from effops.ops import _packed, _vmap
-from effops.ops._checks import ShapeChecker, explain
+from effops.ops._checks import ShapeChecker, check_type, explain
 
 _NAME = "hamming_knn"
 _op = torch.ops.effops.hamming_knn.default
@@ -87,7 +87,7 @@ def _check(
             check.device(argument, lengths, "a", a)
     if mask is not None:
         _packed.check_mask(check, mask, a)
-    _packed.check_type(_NAME, "mutual", mutual, "bool", bool, torch.SymBool)
+    check_type(_NAME, "mutual", mutual, "bool", bool, torch.SymBool)
     return check
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from effops.ops import _packed
-from effops.ops._checks import ShapeChecker, explain
+from effops.ops._checks import ShapeChecker, check_integer, check_type, explain
 
 _NAME = "hamming_match"
 _op = torch.ops.effops.hamming_match.default
@@ -78,14 +78,14 @@ def _check(
     ShapeChecker(_NAME).match("a", a, "NW")  # a single set
     check = _packed.check_sets(_NAME, a, b)
     if ratio is not None:
-        _packed.check_type(_NAME, "ratio", ratio, "float", float, int, torch.SymFloat, torch.SymInt)
+        check_type(_NAME, "ratio", ratio, "float", float, int, torch.SymFloat, torch.SymInt)
         if not ratio > 0:
             raise ValueError(f"{_NAME}: expected ratio > 0, got {ratio}")
     if max_distance is not None:
-        _packed.check_integer(_NAME, "max_distance", max_distance)
+        check_integer(_NAME, "max_distance", max_distance)
         if max_distance < 0:
             raise ValueError(f"{_NAME}: expected max_distance >= 0, got {max_distance}")
-    _packed.check_type(_NAME, "mutual", mutual, "bool", bool, torch.SymBool)
+    check_type(_NAME, "mutual", mutual, "bool", bool, torch.SymBool)
     if mask is not None:
         _packed.check_mask(check, mask, a)
 

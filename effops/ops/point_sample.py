@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from effops.ops import _autocast, _pyramid, _vmap
+from effops.ops import _autocast, _autograd, _pyramid, _vmap
 from effops.ops._checks import ShapeChecker, check_backend, explain
 
 _NAME = "point_sample"
@@ -120,7 +120,7 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
 
 
 torch.library.register_autograd("effops::point_sample", _backward, setup_context=_save)
-_pyramid.refuse_second_derivatives(_NAME)
+_autograd.refuse_second_derivatives_of_lists(_NAME)
 
 # ------------------------------------------------------------------------------------------ autocast
 
@@ -177,7 +177,7 @@ def _vmap_backward_rule(
 
 
 torch.library.register_vmap("effops::point_sample_backward", _vmap_backward_rule)
-_pyramid.support_batched_gradients(_NAME, _vmap_backward_rule)
+_vmap.support_batched_gradients(_NAME, _vmap_backward_rule)
 
 # ------------------------------------------------------------------------------------------ FLOPs
 

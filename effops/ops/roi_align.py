@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from effops.ops import _autocast, _pyramid, _vmap
+from effops.ops import _autocast, _autograd, _pyramid, _vmap
 from effops.ops._checks import ShapeChecker, check_backend, explain
 
 _NAME = "roi_align"
@@ -186,7 +186,7 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
 
 
 torch.library.register_autograd("effops::roi_align", _backward, setup_context=_save)
-_pyramid.refuse_second_derivatives(_NAME)
+_autograd.refuse_second_derivatives_of_lists(_NAME)
 
 # ------------------------------------------------------------------------------------------ autocast
 
@@ -243,7 +243,7 @@ def _vmap_backward_rule(
 
 
 torch.library.register_vmap("effops::roi_align_backward", _vmap_backward_rule)
-_pyramid.support_batched_gradients(_NAME, _vmap_backward_rule)
+_vmap.support_batched_gradients(_NAME, _vmap_backward_rule)
 
 # ------------------------------------------------------------------------------------------ FLOPs
 

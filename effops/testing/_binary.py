@@ -10,18 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from effops.testing._binary_inputs import (
-    WIDTHS,
-    WORD_DTYPES,
-    Wrong,
-    random_words,
-    word_bits,
-    words,
-    wrong_counts,
-    wrong_dtypes,
-    wrong_kinds,
-    wrong_maker,
-)
+from effops.testing._binary_inputs import WIDTHS, WORD_DTYPES, random_words, word_bits, words
 from effops.testing._info import (
     DEFAULT_TOLERANCES,
     FLOAT_DTYPES,
@@ -32,6 +21,7 @@ from effops.testing._info import (
     Sizes,
     Tolerance,
 )
+from effops.testing._wrong import Wrong, wrong_counts, wrong_dtypes, wrong_kinds, wrong_maker
 
 NAN, INF = math.nan, math.inf
 

@@ -8,14 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from effops.testing._binary_inputs import (
-    WORD_DTYPES,
-    Wrong,
-    wrong_counts,
-    wrong_dtypes,
-    wrong_kinds,
-    wrong_maker,
-)
+from effops.testing._binary_inputs import WORD_DTYPES
 from effops.testing._binary_sets import (
     Sets,
     awkward_sets,
@@ -28,6 +21,7 @@ from effops.testing._binary_sets import (
     wrong_sets,
 )
 from effops.testing._info import ErrorInput, Maker, OpInfo, SampleInput, Sizes
+from effops.testing._wrong import Wrong, wrong_counts, wrong_dtypes, wrong_kinds, wrong_maker
 
 # ------------------------------------------------------------------------------------ hamming_distance
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from effops.testing._binary_inputs import WORD_DTYPES, word_bits, wrong_maker
+from effops.testing._binary_inputs import WORD_DTYPES, word_bits
 from effops.testing._binary_sets import (
     Sets,
     awkward_sets,
@@ -20,6 +20,7 @@ from effops.testing._binary_sets import (
     wrong_sets,
 )
 from effops.testing._info import ErrorInput, Maker, OpInfo, SampleInput, Sizes
+from effops.testing._wrong import wrong_maker
 
 
 def _match(name: str, sets: Sets, *settings: Any, kind: Any = "awkward", **keywords: Any) -> SampleInput:

@@ -8,16 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from effops.testing._binary_inputs import (
-    WIDTHS,
-    Wrong,
-    random_words,
-    word_bits,
-    words,
-    wrong_dtypes,
-    wrong_kinds,
-)
+from effops.testing._binary_inputs import WIDTHS, random_words, word_bits, words
 from effops.testing._info import ErrorInput, Maker, Sizes
+from effops.testing._wrong import Wrong, wrong_dtypes, wrong_kinds
 
 Sets = tuple[Tensor, Tensor]
 

@@ -17,6 +17,11 @@ def tensors_of(output: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
 
 
+def floating(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Those that can have gradients."""
+    return [tensor for tensor in tensors if tensor.is_floating_point()]
+
+
 def assert_close(actual: Tensor, expected: Tensor, tolerance: float, what: str = "result") -> None:
     """Raises AssertionError unless shapes agree, the largest error is at most ``tolerance`` times the
     largest expected element, and the error's norm is at most half of that relative to the norm."""
@@ -46,13 +51,13 @@ def in_float64(sample: SampleInput) -> SampleInput:
 
 def forward(info: OpInfo, sample: SampleInput) -> list[Tensor]:
     """The outputs of the op."""
-    return tensors_of(info.op(*sample.args, **sample.kwargs))
+    return tensors_of(info.computed(info.op(*sample.args, **sample.kwargs)))
 
 
 def expected_forward(info: OpInfo, sample: SampleInput) -> list[Tensor]:
     """The outputs of the reference, computed in float64."""
     exact = in_float64(sample)
-    return tensors_of(info.reference(*exact.args, **exact.kwargs))
+    return tensors_of(info.computed(info.reference(*exact.args, **exact.kwargs)))
 
 
 def grad_outputs(outputs: Sequence[Tensor], seed: int = 0) -> list[Tensor]:
@@ -60,8 +65,7 @@ def grad_outputs(outputs: Sequence[Tensor], seed: int = 0) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return [
         torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output.dtype).to(output.device)
-        for output in outputs
-        if output.is_floating_point()
+        for output in floating(outputs)
     ]
 
 
@@ -91,9 +95,7 @@ def _gradients(
 ) -> dict[str, Tensor]:
     sample = info.requiring_grad(sample)
     leaves = info.leaves(sample)
-    outputs = [
-        output for output in tensors_of(function(*sample.args, **sample.kwargs)) if output.is_floating_point()
-    ]
+    outputs = floating(tensors_of(info.computed(function(*sample.args, **sample.kwargs))))
     found = torch.autograd.grad(
         outputs,
         list(leaves.values()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -131,6 +132,10 @@ class Maker:
         """int64 numbers in [0, high); zeros where that is empty."""
         return torch.randint(max(high, 1), shape, generator=self._generator).to(self.device)
 
+    def permutation(self, count: int) -> Tensor:
+        """The int64 numbers below count in a random order."""
+        return torch.randperm(count, generator=self._generator).to(self.device)
+
     def bits(self, *shape: int, ones: float = 0.5) -> Tensor:
         """Booleans, of which the given share is True."""
         return (torch.rand(shape, generator=self._generator, dtype=torch.float64) < ones).to(self.device)
@@ -143,12 +148,25 @@ class Maker:
         return tensor.to(self.dtype).to(self.device)
 
 
+def _same(result: Any) -> Any:
+    return result
+
+
+def _parts(name: str, value: Any) -> dict[str, Any]:
+    """What an argument consists of, by label: the items of a list, the fields of a dataclass, or itself."""
+    if isinstance(value, (list, tuple)):
+        return {f"{name}[{i}]": item for i, item in enumerate(value)}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f"{name}.{part.name}": getattr(value, part.name) for part in dataclasses.fields(value)}
+    return {name: value}
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class OpInfo:
     """Everything that the property tests need to know about one op. Arguments go by their names.
 
-    A tensor inside a list argument has a label of its own: ``"pyramid[1]"``; an argument's name stands for
-    all its tensors. Sizes are named numbers that ``build`` turns into a sample.
+    A tensor inside a list or a dataclass has a label of its own: ``"pyramid[1]"``, ``"sps.active"``; an
+    argument's name stands for all its tensors. Sizes are named numbers that ``build`` turns into a sample.
     """
 
     name: str
@@ -171,8 +189,14 @@ class OpInfo:
     native_args: Callable[..., tuple[Any, ...]]
     #: Arguments of torch.ops.effops.<name>_backward from (gradients of the outputs, native arguments).
     backward_args: Callable[[Sequence[Tensor], tuple[Any, ...]], tuple[Any, ...]] | None
+    #: What the op computed, of the result of the public function or of its definition.
+    computed: Callable[[Any], Any] = _same
+    #: The same, of the result of ``torch_op``, which may keep something for the backward op.
+    native_computed: Callable[[Any], Any] = _same
     #: Arguments that get gradients.
     differentiable: tuple[str, ...]
+    #: Those on which no gradient depends, so that second derivatives are zeros in truth.
+    constant_gradients: tuple[str, ...] = ()
     #: Arguments in which the op is linear, each with the others held fixed.
     linear_in: tuple[str, ...] = ()
     #: Coordinates, and which of their last dimension may be NaN or Inf (contribution and gradient 0).
@@ -192,6 +216,9 @@ class OpInfo:
     #: Of the data, the usual one first.
     dtypes: tuple[torch.dtype, ...] = FLOAT_DTYPES
     tolerances: Mapping[torch.dtype, Tolerance] = field(default_factory=lambda: DEFAULT_TOLERANCES)
+    #: The argument [N, C, H, W] whose gradient and, beside it, the result are channels_last if it is
+    #: channels_last and not contiguous at the same time; all other results are contiguous.
+    keeps_channels_last: str = ""
     #: The shape of the result depends on values: no vmap rule, no static-dispatch test.
     data_dependent_shape: bool = False
 
@@ -291,28 +318,32 @@ class OpInfo:
         """The tensors among the arguments (those of the given names) by label, in argument order."""
         found: dict[str, Tensor] = {}
         for name, value in self._bind(sample).arguments.items():
-            if names is not None and name not in names:
-                continue
-            if isinstance(value, Tensor):
-                found[name] = value
-            elif isinstance(value, (list, tuple)):
-                items = ((f"{name}[{i}]", item) for i, item in enumerate(value))
-                found.update((label, item) for label, item in items if isinstance(item, Tensor))
+            for label, item in _parts(name, value).items():
+                if isinstance(item, Tensor) and (names is None or name in names or label in names):
+                    found[label] = item
         return found
 
     def leaves(self, sample: SampleInput) -> dict[str, Tensor]:
-        """The tensors that get gradients, by label."""
-        return self.tensors(sample, self.differentiable)
+        """The tensors that get gradients, by label; a mask of booleans, say, gets none."""
+        found = self.tensors(sample, self.differentiable)
+        return {label: tensor for label, tensor in found.items() if tensor.is_floating_point()}
+
+    @property
+    def has_second_derivatives(self) -> bool:
+        """Whether some gradient depends on some input, so that its derivative must be refused."""
+        return not set(self.differentiable) <= set(self.constant_gradients)
 
     def replaced(self, sample: SampleInput, changes: Mapping[str, Any]) -> SampleInput:
         """The sample with other tensors at the given labels."""
         bound = self._bind(sample)
         for name, value in bound.arguments.items():
+            parts = [changes.get(label, part) for label, part in _parts(name, value).items()]
             if name in changes:
                 bound.arguments[name] = changes[name]
             elif isinstance(value, (list, tuple)):
-                items = [changes.get(f"{name}[{i}]", item) for i, item in enumerate(value)]
-                bound.arguments[name] = type(value)(items)
+                bound.arguments[name] = type(value)(parts)
+            elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+                bound.arguments[name] = type(value)(*parts)
         return replace(sample, args=bound.args, kwargs=bound.kwargs)
 
     def requiring_grad(self, sample: SampleInput) -> SampleInput:

@@ -5,7 +5,17 @@ function) in the file of its engine, ``effops/testing/_<engine>.py``, and append
 new engine's ENTRIES are added here.
 """
 
-from effops.testing import _binary, _binary_hamming, _binary_match, _sampling, _sampling_pyramid
+from effops.testing import (
+    _binary,
+    _binary_hamming,
+    _binary_match,
+    _rowconv,
+    _rowconv_masks,
+    _rowconv_select,
+    _rowconv_sps,
+    _sampling,
+    _sampling_pyramid,
+)
 from effops.testing._info import OpInfo
 
 OP_DB: tuple[OpInfo, ...] = (
@@ -14,4 +24,8 @@ OP_DB: tuple[OpInfo, ...] = (
     *_binary.ENTRIES,
     *_binary_hamming.ENTRIES,
     *_binary_match.ENTRIES,
+    *_rowconv_sps.ENTRIES,
+    *_rowconv.ENTRIES,
+    *_rowconv_masks.ENTRIES,
+    *_rowconv_select.ENTRIES,
 )
