@@ -1,4 +1,5 @@
-// Convolutions at chosen positions of maps [N, C, H, W]: sources of row_gemm_cpu.h, and maps as rows of channels.
+// Convolutions at chosen positions of maps [N, C, H, W]: sources of row_gemm_cpu.h, and maps as rows of
+// channels.
 #pragma once
 
 #include <vector>
@@ -47,7 +48,8 @@ class MapWriter {
   template <typename RowOf>
   void write(const int64_t* positions, int64_t count, const RowOf& row_of) const {
     if (channels_last_) {
-      for (int64_t i = 0; i < count; ++i) store_row<T>(row_of(i), channels_, data_ + positions[i] * channels_);
+      for (int64_t i = 0; i < count; ++i)
+        store_row<T>(row_of(i), channels_, data_ + positions[i] * channels_);
       return;
     }
     constexpr int64_t kChannels = 16;  // planes written at a time: a cache line of a row
@@ -153,8 +155,8 @@ class OutputSource {
 // Calls emit(first, count, block), from all threads, with conv + bias of blocks of the `count` positions of a
 // source. No bias: an empty one.
 template <typename T, typename Emit>
-void convolve_positions(const TapWeights<accumulator_t<T>>& weights, const PixelSource<T>& source, int64_t count,
-                        const std::vector<accumulator_t<T>>& bias, const Emit& emit) {
+void convolve_positions(const TapWeights<accumulator_t<T>>& weights, const PixelSource<T>& source,
+                        int64_t count, const std::vector<accumulator_t<T>>& bias, const Emit& emit) {
   using A = accumulator_t<T>;
   struct Task {
     ProductBlock<T> block;

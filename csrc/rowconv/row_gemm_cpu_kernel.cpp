@@ -100,8 +100,8 @@ void multiply(const RowPair* pairs, int64_t count, int64_t row_offset, int64_t s
     for (int64_t begin = 0; begin < depth; begin += kDepthPiece) {
       const int64_t piece = depth - begin < kDepthPiece ? depth - begin : kDepthPiece;
       for_tiles<tile_rows(n)>(count, [&](auto rows, int64_t first) {
-        multiply_tile<A, decltype(rows)::value, n>(pairs + first, row_offset + begin, sum_offset + column, piece,
-                                                   panel + begin * n * lanes);
+        multiply_tile<A, decltype(rows)::value, n>(pairs + first, row_offset + begin, sum_offset + column,
+                                                   piece, panel + begin * n * lanes);
       });
     }
   });

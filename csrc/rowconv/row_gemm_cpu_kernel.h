@@ -3,11 +3,12 @@
 //
 // Multiply: for each of `count` chosen rows, with the weights of one tap,
 //     sums[i][o] += sum_c rows[i][c] * weights[c][o],      c < depth, o < columns.
-// The weights are packed in panels of a few registers of columns, [depth][panel], one panel after the other, so
-// that panel p begins at depth * (first column of p). A tile of rows times a panel of columns stays in registers
-// while the depth runs; a row is read where it lies, one broadcast per element, so nothing is copied.
-// Bound by the rate of multiply-adds: per element of the depth a tile of 6 x 4 registers takes 24 of them and 10
-// loads. A piece of `kDepthPiece` rows of a panel stays in the first-level cache while all tiles use it.
+// The weights are packed in panels of a few registers of columns, [depth][panel], one panel after the other,
+// so that panel p begins at depth * (first column of p). A tile of rows times a panel of columns stays in
+// registers while the depth runs; a row is read where it lies, one broadcast per element, so nothing is
+// copied. Bound by the rate of multiply-adds: per element of the depth a tile of 6 x 4 registers takes 24 of
+// them and 10 loads. A piece of `kDepthPiece` rows of a panel stays in the first-level cache while all tiles
+// use it.
 //
 // Outer product: products[c][o] += sum_i a[i][c] * g[i][o], the same tile with the rows i as the depth.
 #pragma once
@@ -25,7 +26,8 @@ struct RowPair {
   void* sums;
 };
 
-// Bits beside the elements of a row, from the lowest bit of the first byte on; null: no bits, all elements count.
+// Bits beside the elements of a row, from the lowest bit of the first byte on; null: no bits, all elements
+// count.
 struct SignedRow {
   const void* data;  // storage
   const uint8_t* bits;

@@ -1,7 +1,9 @@
-// select_conv2d on the CPU: checks, positions of each branch, tasks. The kernels are in row_gemm_cpu_kernel.cpp.
+// select_conv2d on the CPU: checks, positions of each branch, tasks. The kernels are in
+// row_gemm_cpu_kernel.cpp.
 #include "select_conv2d.h"
 
 #include "position_source_cpu.h"
+#include "row_outer_cpu.h"
 
 namespace effops::rowconv {
 namespace {
@@ -28,8 +30,7 @@ struct Inputs {
     const Tensor chosen = as_contiguous(choice_in);
     const bool wide = chosen.scalar_type() == ScalarType::Long;
     for (int64_t p = 0; p < cells(); ++p) {
-      const int64_t branch =
-          wide ? chosen.const_data_ptr<int64_t>()[p] : chosen.const_data_ptr<int32_t>()[p];
+      const int64_t branch = wide ? chosen.const_data_ptr<int64_t>()[p] : chosen.const_data_ptr<int32_t>()[p];
       if (branch < -1 || branch >= shape.branches) {
         fail(kOp, ": expected choice in [-1, P = ", shape.branches, "), got ", branch);
       }
@@ -67,7 +68,8 @@ void copy_pixels(const std::vector<int64_t>& positions, const T* pixels, int64_t
   using A = accumulator_t<T>;
   const auto widen_row = row_gemm_kernels().widen[static_cast<int>(kFloatTypeOf<T>)];
   for_row_blocks(
-      static_cast<int64_t>(positions.size()), kBlockRows, [&] { return std::vector<A>(kBlockRows * channels); },
+      static_cast<int64_t>(positions.size()), kBlockRows,
+      [&] { return std::vector<A>(kBlockRows * channels); },
       [&](std::vector<A>& rows, int64_t first, int64_t count) {
         for (int64_t i = 0; i < count; ++i) {
           widen_row({pixels + positions[first + i] * channels, nullptr}, channels, &rows[i * channels]);
@@ -90,8 +92,8 @@ void run_forward(const Inputs& inputs, const std::optional<Tensor>& bias, const 
       continue;
     }
     const TapWeights<A> weights(inputs.weight<T>(p), inputs.channels(), false);
-    const auto branch_bias =
-        bias ? widened(static_cast<const T*>(bias->const_data_ptr()) + p * width, width) : std::vector<A>();
+    const auto branch_bias = bias ? widened(static_cast<const T*>(bias->const_data_ptr()) + p * width, width)
+                                  : std::vector<A>();
     convolve_positions(weights, inputs.source(p, pixels), inputs.count(p), branch_bias,
                        [&](int64_t first, int64_t count, ProductBlock<T>& block) {
                          writer.write(&inputs.positions[p][first], count,
@@ -149,11 +151,13 @@ void run_x(const Inputs& inputs, const T* grad, const Tensor& grad_x) {
         });
   }
   const MapWriter<T> writer(grad_x);
-  for_row_blocks(inputs.cells(), kBlockRows, [] { return 0; }, [&](int, int64_t first, int64_t count) {
-    int64_t pixels[kBlockRows];
-    for (int64_t i = 0; i < count; ++i) pixels[i] = first + i;
-    writer.write(pixels, count, [&](int64_t i) { return &totals[(first + i) * in]; });
-  });
+  for_row_blocks(
+      inputs.cells(), kBlockRows, [] { return 0; },
+      [&](int, int64_t first, int64_t count) {
+        int64_t pixels[kBlockRows];
+        for (int64_t i = 0; i < count; ++i) pixels[i] = first + i;
+        writer.write(pixels, count, [&](int64_t i) { return &totals[(first + i) * in]; });
+      });
 }
 
 template <typename T>
@@ -195,14 +199,15 @@ std::tuple<Tensor, Tensor, Tensor> select_conv2d_backward(const Tensor& grad_out
                                                           bool /*deterministic: always*/) {
   const SelectShape shape = check_select_conv2d_grad(grad_output, x, weights, choice, dilations);
   const Inputs inputs(shape, x, weights, choice, dilations);
-  const Tensor grad_x =
-      need_x ? new_maps(x, {shape.batch, shape.in_channels, shape.height, shape.width}) : empty_of(x, {0});
+  const Tensor grad_x = need_x ? new_maps(x, {shape.batch, shape.in_channels, shape.height, shape.width})
+                               : empty_of(x, {0});
   const Tensor grad_weights =
-      empty_of(weights, need_weights ? std::vector<int64_t>{shape.branches, shape.out_channels, shape.in_channels,
-                                                            shape.kernel, shape.kernel}
+      empty_of(weights, need_weights ? std::vector<int64_t>{shape.branches, shape.out_channels,
+                                                            shape.in_channels, shape.kernel, shape.kernel}
                                      : std::vector<int64_t>{0});
-  const Tensor grad_bias = empty_of(
-      weights, need_bias ? std::vector<int64_t>{shape.branches, shape.out_channels} : std::vector<int64_t>{0});
+  const Tensor grad_bias = empty_of(weights, need_bias
+                                                 ? std::vector<int64_t>{shape.branches, shape.out_channels}
+                                                 : std::vector<int64_t>{0});
   dispatch_floating(kOp, "x", x.scalar_type(), [&](auto tag) {
     using T = typename decltype(tag)::type;
     const Tensor rows = channel_rows(grad_output);

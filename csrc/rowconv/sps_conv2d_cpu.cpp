@@ -1,4 +1,5 @@
 // sps_conv2d on the CPU: checks, branches, tasks. The kernels are in row_gemm_cpu_kernel.cpp.
+#include "row_outer_cpu.h"
 #include "sps_conv2d.h"
 #include "sps_source_cpu.h"
 
@@ -75,7 +76,8 @@ class Epilogue {
  public:
   using A = accumulator_t<T>;
 
-  Epilogue(const SpsConvShape& shape, const std::vector<Tensor>& bias, const Tensor& output, const Tensor& signs)
+  Epilogue(const SpsConvShape& shape, const std::vector<Tensor>& bias, const Tensor& output,
+           const Tensor& signs)
       : shape_(shape),
         bias_(shape.branches() * shape.out_channels),
         output_(static_cast<T*>(output.mutable_data_ptr())),
@@ -87,13 +89,13 @@ class Epilogue {
     }
   }
 
-  // Takes the sums of one branch for the output row, which it changes; total: the sums of the branches before.
+  // Takes the sums of one branch for the output row, which it changes; total: the sums of the branches
+  // before.
   void finish(int64_t branch, int64_t row, A* sums, A* total) const {
     const int64_t width = shape_.out_channels;
-    uint8_t* bits =
-        signs_ ? signs_ + (branch * shape_.sps.active + row) * shape_.sign_bytes() : nullptr;
-    row_gemm_kernels().activate[kPrecision<A>](sums, shape_.has_bias ? &bias_[branch * width] : nullptr, width,
-                                               bits);
+    uint8_t* bits = signs_ ? signs_ + (branch * shape_.sps.active + row) * shape_.sign_bytes() : nullptr;
+    row_gemm_kernels().activate[kPrecision<A>](sums, shape_.has_bias ? &bias_[branch * width] : nullptr,
+                                               width, bits);
     if (branch > 0) row_copy_kernels().add[static_cast<int>(kFloatTypeOf<A>)](total, width, sums);
     if (branch + 1 < shape_.branches()) {
       std::copy_n(sums, width, total);
@@ -121,7 +123,9 @@ void run_forward(const Inputs& inputs, const IdMap<Id>& map, const Epilogue<T>& 
   const int64_t width = shape.out_channels;
   for_row_blocks(
       shape.sps.active, kBlockRows,
-      [&] { return Task{{weights[0], false}, std::vector<A>(shape.branches() > 1 ? kBlockRows * width : 0)}; },
+      [&] {
+        return Task{{weights[0], false}, std::vector<A>(shape.branches() > 1 ? kBlockRows * width : 0)};
+      },
       [&](Task& task, int64_t first, int64_t count) {
         for (int64_t d = 0; d < shape.branches(); ++d) {
           auto source = inputs.neighbors<T>(map, d);
@@ -142,7 +146,8 @@ std::tuple<Tensor, Tensor> sps_conv2d(const Tensor& active,               // [NA
                                       const Tensor& xy,                   // [NA, 2]
                                       const std::vector<Tensor>& weight,  // D x [O, F / groups, k, k]
                                       const std::vector<Tensor>& bias,    // D x [O], or none
-                                      const std::vector<int64_t>& dilation, int64_t activation, int64_t groups) {
+                                      const std::vector<int64_t>& dilation, int64_t activation,
+                                      int64_t groups) {
   const SpsConvShape shape =
       check_sps_conv2d(active, passive, index_map, roi, xy, weight, bias, dilation, activation, groups);
   const Inputs inputs(shape, active, passive, index_map, roi, xy, weight, dilation);
@@ -173,7 +178,8 @@ struct OutputGradient {
 
 // grad[r] = sum over branches, taps and chosen rows; source_of(d) makes the source of a branch, of rows S.
 template <typename T, typename S, typename SourceOf>
-void run_input_gradient(const Inputs& inputs, bool has_bits, const SourceOf& source_of, const Tensor& gradient) {
+void run_input_gradient(const Inputs& inputs, bool has_bits, const SourceOf& source_of,
+                        const Tensor& gradient) {
   const auto weights = inputs.packed_weights<T>(true);
   const int64_t width = inputs.shape.sps.features;
   T* target = static_cast<T*>(gradient.mutable_data_ptr());
@@ -222,8 +228,8 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>, std::vector<Tensor>> sps_conv2d_
     const Tensor& roi,                  // [NA]
     const Tensor& xy,                   // [NA, 2]
     const std::vector<Tensor>& weight,  // D x [O, F / groups, k, k]
-    const std::vector<int64_t>& dilation, int64_t activation, int64_t groups, bool need_active, bool need_passive,
-    bool need_weight, bool need_bias, bool /*deterministic: always*/) {
+    const std::vector<int64_t>& dilation, int64_t activation, int64_t groups, bool need_active,
+    bool need_passive, bool need_weight, bool need_bias, bool /*deterministic: always*/) {
   const SpsConvShape shape =
       check_sps_conv2d(active, passive, index_map, roi, xy, weight, {}, dilation, activation, groups);
   check_sps_conv2d_grad(grad_output, signs, active, shape);

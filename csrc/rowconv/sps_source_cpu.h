@@ -15,7 +15,8 @@ struct TapOffset {
 };
 
 inline TapOffset offset_of(const Geometry& g, int64_t tap) {
-  return {tap / g.kernel_width * g.dilation_y - g.padding_y, tap % g.kernel_width * g.dilation_x - g.padding_x};
+  return {tap / g.kernel_width * g.dilation_y - g.padding_y,
+          tap % g.kernel_width * g.dilation_x - g.padding_x};
 }
 
 // The map and the cells of the active rows, checked.
@@ -26,7 +27,8 @@ struct IdMap {
   const int32_t* xy;
   int64_t height, width;
 
-  // Calls f(i, id) for those of the rows [first, first + count) whose cell, moved by the offset, is inside the map.
+  // Calls f(i, id) for those of the rows [first, first + count) whose cell, moved by the offset, is inside
+  // the map.
   template <typename F>
   void for_neighbors(int64_t first, int64_t count, TapOffset offset, const F& f) const {
     for (int64_t i = 0; i < count; ++i) {
@@ -70,8 +72,8 @@ struct GradRows {
   SignedRow signed_row(int64_t i) const { return {row(i), signs(i)}; }
 };
 
-// Gradient of the active rows: an active row stands in one cell, so that the outputs that read it stand in the
-// cells that lie against the offsets.
+// Gradient of the active rows: an active row stands in one cell, so that the outputs that read it stand in
+// the cells that lie against the offsets.
 template <typename T, typename Id>
 struct ReaderSource {
   IdMap<Id> map;
@@ -122,7 +124,8 @@ class PassiveReaders {
   std::vector<Read> reads_;
 };
 
-// Gradient of the passive rows: the gradients of all outputs that read a row through one tap are added up first.
+// Gradient of the passive rows: the gradients of all outputs that read a row through one tap are added up
+// first.
 template <typename T>
 class PassiveSource {
  public:
