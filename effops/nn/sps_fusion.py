@@ -36,7 +36,7 @@ class SPSFusion(nn.Module):
     Raises:
         ValueError: a size below 1, an even kernel size, no dilation.
 
-    Source: C. Picron, PhD thesis, section 5.3.3, after Zhang et al., "RefineMask", CVPR 2021.
+    Source: C. Picron, PhD thesis, section 5.3, after Zhang et al., "RefineMask", CVPR 2021.
     """
 
     def __init__(

@@ -14,8 +14,6 @@ from effops.ops._checks import FLOAT_DTYPES, ShapeChecker
 Fields = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 AUTOCAST = (_autocast.CAST, _autocast.CAST, _autocast.KEEP, _autocast.KEEP, _autocast.KEEP)
-#: Up to here an id fits int32.
-MAX_INT32 = 2**31 - 1
 
 
 def fields_of(op: str, sps: SPS) -> Fields:
@@ -23,6 +21,19 @@ def fields_of(op: str, sps: SPS) -> Fields:
     if not isinstance(sps, SPS):
         raise TypeError(f"{op}: expected sps to be an SPS, got {type(sps).__name__}")
     return sps.active, sps.passive, sps.index_map, sps.roi, sps.xy
+
+
+def need_int64(rows: int) -> bool:
+    """Whether the ids of so many rows need int64.
+
+    Under ``torch.compile`` a number that varies is taken for one of fewer than 2^31: a guard on it would be
+    one on a product of sizes, which torch.export refuses.
+    """
+    if isinstance(rows, int):
+        return rows > 2**31 - 1
+    from torch.fx.experimental.symbolic_shapes import statically_known_true  # slow to import
+
+    return statically_known_true(rows > 2**31 - 1)
 
 
 def check_sps(
@@ -64,7 +75,7 @@ def fold_sps(fields: Sequence[Tensor], in_dims: Sequence[int | None], size: int)
     new_passive = index_map + ((size - 1) * actives + of_map * (rows - actives))
     ids = torch.where(index_map < actives, new_active, new_passive)
     ids = torch.where((index_map >= 0) & (index_map < rows), ids, -1)
-    id_dtype = torch.int64 if size * rows > MAX_INT32 else index_map.dtype
+    id_dtype = torch.int64 if need_int64(size * rows) else index_map.dtype
     maps = index_map.shape[1]
     map_ids = torch.where((roi >= 0) & (roi < maps), roi + member[:, None] * maps, -1)
     return (

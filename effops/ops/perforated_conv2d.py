@@ -44,8 +44,11 @@ def perforated_conv2d(
     - ``"nearest"``: the result at the nearest kept position of the same image (Euclidean distance, ties to
       the lowest y, then the lowest x); 0 in an image without any. This is PerforatedCNNs' interpolation.
 
-    What no tap of a kept position reads is never touched: a NaN there reaches neither the result nor a
-    gradient. The padding is never multiplied.
+    What no tap of a kept position reads is left out: a NaN there reaches neither the result nor a gradient,
+    and the padding is never multiplied. Where the mask keeps so much that choosing does not pay (a share that
+    depends on the channels, see csrc/rowconv/README.md; on CUDA only with a plan, which knows it), torch's
+    own convolution computes all positions: an infinite weight beside the border then gives what it gives
+    in :func:`torch.nn.functional.conv2d`.
 
     Gradients: with dy(p) the gradient that reaches the result at a kept position p (with ``"nearest"`` that
     of all its copies, too), x, weight and bias get what a dense convolution gives for mask dy;
@@ -81,7 +84,7 @@ def perforated_conv2d(
     batch every tensor (with weights or biases of their own, a loop over its members). ``torch.func.grad`` is
     not supported.
 
-    Source: Figurnov et al., "PerforatedCNNs", NIPS 2016; S. Kong, PhD thesis, section 4.2.
+    Source: Figurnov et al., "PerforatedCNNs", NIPS 2016; S. Kong, PhD thesis, chapter 4.
     """
     kept = (mask.mask, mask.positions, mask.rows) if isinstance(mask, MaskPlan) else (mask, None, None)
     numbers = (_pair("stride", stride), _pair("padding", padding), _pair("dilation", dilation), groups)
@@ -279,7 +282,11 @@ _autograd.refuse_second_derivatives(_NAME, differentiable=(0, 1, 2, 3, 4))
 
 # ------------------------------------------------------------------------------------------ autocast
 
-_autocast.install(_NAME, (*(_autocast.CAST,) * 5, *(_autocast.KEEP,) * 7))
+# A plan keeps what is not 0: a mask that a cast would round to 0 stays float32.
+_autocast.install(
+    _NAME,
+    (_autocast.CAST, _autocast.CAST, _autocast.FLOAT32, _autocast.CAST, _autocast.CAST, *(_autocast.KEEP,) * 7),
+)
 
 # ------------------------------------------------------------------------------------------ vmap
 

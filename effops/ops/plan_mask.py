@@ -41,7 +41,7 @@ def plan_mask(
     ``torch._dynamo.config.capture_dynamic_output_shape_ops = True`` to keep the op in one graph.
     Deterministic and the same on every device.
 
-    Source: Figurnov et al., "PerforatedCNNs", NIPS 2016; S. Kong, PhD thesis, section 4.2.
+    Source: Figurnov et al., "PerforatedCNNs", NIPS 2016; S. Kong, PhD thesis, chapter 4.
     """
     try:
         return MaskPlan(mask, *_op(mask))

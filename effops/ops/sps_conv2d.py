@@ -68,7 +68,7 @@ def sps_conv2d(
     ``torch.use_deterministic_algorithms(True)``. vmap may batch every tensor (with weights or biases of
     their own, a loop over its members). ``torch.func.grad`` is not supported.
 
-    Source: C. Picron, PhD thesis, sections 5.3.2 and 5.3.3.
+    Source: C. Picron, PhD thesis, section 5.3.2.
     """
     weights, biases, dilations = _branches(weight, bias, dilation)
     if activation is not None and activation != "relu":

@@ -4,13 +4,12 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.utils.flop_counter import register_flop_formula
 
 from effops._sps import SPS
 from effops.ops import _autocast, _autograd, _vmap
 from effops.ops._checks import FLOAT_DTYPES, ShapeChecker, check_backend, explain
-from effops.ops._sps import MAX_INT32, Fields
+from effops.ops._sps import Fields, need_int64
 
 _NAME = "sps_from_dense"
 _op = torch.ops.effops.sps_from_dense.default
@@ -76,12 +75,11 @@ def _fake(x: Tensor, mask: Tensor) -> Fields:
     features = _check(x, mask).sizes["F"]
     context = torch.library.get_ctx()
     actives, passives = context.new_dynamic_size(), context.new_dynamic_size()
-    # No guard on the product of the sizes: torch.export could not keep them dynamic.
-    is_wide = statically_known_true(mask.numel() > MAX_INT32)
+    id_dtype = torch.int64 if need_int64(mask.numel()) else torch.int32
     return (
         x.new_empty((actives, features)),
         x.new_empty((passives, features)),
-        mask.new_empty(mask.shape, dtype=torch.int64 if is_wide else torch.int32),
+        mask.new_empty(mask.shape, dtype=id_dtype),
         mask.new_empty((actives,), dtype=torch.int32),
         mask.new_empty((actives, 2), dtype=torch.int32),
     )

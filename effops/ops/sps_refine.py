@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.utils.flop_counter import register_flop_formula
 
 from effops._sps import SPS
@@ -57,8 +56,8 @@ def sps_refine(
 
     Raises:
         ValueError: wrong ranks or sizes, a negative ``num_refine``, tensors on different devices, and on the
-            CPU an id, a map or a cell that is read and out of range. CUDA kernels leave such an id out of
-            range (the host never waits for them).
+            CPU an id, a map or a cell that is read and out of range. CUDA kernels turn such an id
+            into -1 (the host never waits for them).
         TypeError: wrong dtypes, or an argument of another kind.
         RuntimeError: no kernels for the device in this installation.
 
@@ -66,7 +65,7 @@ def sps_refine(
     There is no gradient to ``scores``. Deterministic. vmap may batch every field and ``scores`` (a loop over
     its members). ``torch.func.grad`` is not supported.
 
-    Source: C. Picron, PhD thesis, sections 5.3.2 and 5.3.3.
+    Source: C. Picron, PhD thesis, section 5.3.2.
     """
     fields = _sps.fields_of(_NAME, sps)
     try:
@@ -117,12 +116,12 @@ def _fake(
     kept = torch.sym_min(num_refine, sizes["A"])
     children, scale = (4, 2) if upsample else (1, 1)
     actives, passives = children * kept, sizes["P"] + sizes["A"] - kept
-    is_wide = statically_known_true(actives + passives > _sps.MAX_INT32)  # as in sps_from_dense
+    id_dtype = torch.int64 if _sps.need_int64(actives + passives) else index_map.dtype
     map_shape = (sizes["R"], scale * sizes["H"], scale * sizes["W"])
     return (
         active.new_empty((actives, sizes["F"])),
         passive.new_empty((passives, sizes["F"])),
-        index_map.new_empty(map_shape, dtype=torch.int64 if is_wide else index_map.dtype),
+        index_map.new_empty(map_shape, dtype=id_dtype),
         roi.new_empty((actives,)),
         xy.new_empty((actives, 2)),
         roi.new_empty((sizes["A"],), dtype=torch.int64),

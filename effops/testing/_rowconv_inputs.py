@@ -79,7 +79,7 @@ def wrong_fields(good: SPS) -> Iterator[Change]:
 
 
 def wrong_ids(good: SPS) -> Iterator[Change]:
-    """Ids that belong to no row, seen by their values only."""
+    """Ids that belong to no row, seen by their values only, and a map too wide."""
     rows = len(good.active) + len(good.passive)
     for value in (-1, rows, 2**31 - 1, -(2**31)):
         ids = good.index_map.clone()
@@ -90,6 +90,8 @@ def wrong_ids(good: SPS) -> Iterator[Change]:
         ids[0, 0, 0] = value
         yield f"wide_id_{value}", ValueError, "index_map", {"index_map": ids}
     none = {"active": good.active[:0], "roi": good.roi[:0], "xy": good.xy[:0], "passive": good.passive[:0]}
+    wide = good.index_map[:1, :1, :1].expand(1, 1, 2**31)  # fake kernels don't look: sides stay dynamic
+    yield "too_wide", ValueError, "index_map", {"index_map": wide}
     yield "no_rows", ValueError, "index_map", none
 
 

@@ -286,6 +286,9 @@ def _wrong_tensors(good: dict[str, Any], wrong: Wrong) -> Iterator[ErrorInput]:
     for dtype in (torch.float64, torch.bool):
         changes = {"base": base.to(dtype)}
         yield wrong(f"base_{dtype}".replace("torch.", ""), TypeError, "base", changes, backward=False)
+    wide = {"x": x[..., :1].expand(2, 4, 6, 2**31), "mask": mask[..., :1].expand(2, 6, 2**31)}
+    wide |= {"fill": "zero", "base": None}
+    yield wrong("too_wide", ValueError, "x", wide, needs_values=True)
     yield wrong("base_missing", ValueError, "base", {"base": None}, backward=False)
     for fill in ("zero", "nearest"):
         yield wrong(f"base_with_{fill}", ValueError, "base", {"fill": fill}, backward=False)
@@ -379,7 +382,7 @@ _PERFORATED = OpInfo(
     differentiable=("x", "weight", "mask", "bias", "base"),
     constant_gradients=("base",),
     float32_beside_half=("mask",),
-    autocast=dict.fromkeys(("x", "weight", "mask", "bias", "base"), "cast"),
+    autocast={**dict.fromkeys(("x", "weight", "bias", "base"), "cast"), "mask": "float32"},
     vmap_batched=("x", "weight", "mask", "bias", "base"),
     dynamic={"x": {0: "N", 2: "H", 3: "W"}, "mask": {0: "N", 1: "H", 2: "W"}},
     flops=(432, 864),  # 4 positions, 2 to 3 channels, 9 taps: 2 * 4 * 2 * 3 * 9

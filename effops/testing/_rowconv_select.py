@@ -146,6 +146,8 @@ def _wrong_tensors(good: dict[str, Any], wrong: Wrong) -> Iterator[ErrorInput]:
         "bias_of_one_branch": ("bias", {"bias": bias[:1]}),
     }.items():
         yield wrong(name, ValueError, blamed, changes, backward=False)
+    wide = {"x": x[..., :1].expand(2, 4, 6, 2**31), "choice": choice[..., :1].expand(2, 6, 2**31)}
+    yield wrong("too_wide", ValueError, "x", wide, needs_values=True)
     for name in ("x", "weights", "choice", "bias"):
         blamed = "weights" if name == "x" else name
         on_meta = {name: good[name].to("meta")}

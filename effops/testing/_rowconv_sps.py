@@ -135,6 +135,8 @@ def _dense_errors(make: Maker) -> Iterator[ErrorInput]:
         "on_meta": mask.to("meta"),
     }.items():
         yield make_wrong(f"mask_{name}", ValueError, "mask", {"mask": tensor})
+    wide = {"x": x[..., :1].expand(3, 4, 6, 2**31), "mask": mask[..., :1].expand(3, 6, 2**31)}
+    yield make_wrong("too_wide", ValueError, "x", wide, needs_values=True)
     yield make_wrong("x_on_meta", ValueError, "mask", {"x": x.to("meta")})
     yield from wrong_dtypes("x", x, (torch.int64, torch.uint8, torch.complex64, torch.bool), make_wrong)
     yield from wrong_dtypes("mask", mask, (torch.uint8, torch.int64, torch.float32), make_wrong)
@@ -272,6 +274,9 @@ def _refine_errors(make: Maker) -> Iterator[ErrorInput]:
     yield from _wrong_sps(sps, wrong_fields(sps), wrong)
     ids = (change for change in wrong_ids(sps) if change[0] != "no_rows")  # which have no scores
     yield from _wrong_sps(sps, ids, wrong, needs_values=True)
+    wide = {"index_map": sps.index_map[:1, :1, :1].expand(1, 2**30, 1)}
+    change = ("too_wide_to_double", ValueError, "index_map", wide)
+    yield from _wrong_sps(sps, iter([change]), wrong, needs_values=True)
     yield from _no_sps(sps, wrong)
     for name, tensor in {
         "rank_0": scores[0],
