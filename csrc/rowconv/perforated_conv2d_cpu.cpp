@@ -246,6 +246,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> perforated_conv2d_backward(
       clear_kept<T>(inputs, grad_base);
     }
     if (!(need_x || need_weight || need_mask || need_bias)) return;
+    if (!need_mask && fill != kFillNearest && prefers_dense(inputs, x.scalar_type())) {
+      run_dense_backward<T>(inputs, grad_output, x,
+                            {need_x ? &grad_x : nullptr, need_weight ? &grad_weight : nullptr,
+                             need_bias ? &grad_bias : nullptr});
+      return;
+    }
     Backward<T> backward(inputs, x, grad_output);
     backward.run_mask(need_mask ? &grad_mask : nullptr);
     if (need_x) backward.run_x(grad_x);

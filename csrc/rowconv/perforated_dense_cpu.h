@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <type_traits>
 
 #include "dense_conv2d.h"
@@ -99,6 +100,28 @@ void run_dense(const PerforatedInputs& inputs, const Tensor& x, const std::optio
     torch::stable::copy_(target, *base);
   }
   fill_skipped<T>(inputs, other ? other->const_data_ptr() : nullptr, output);
+}
+
+// The gradients of x, weight and bias (null: not needed) without the mask's, unless results were copied.
+template <typename T>
+void run_dense_backward(const PerforatedInputs& inputs, const Tensor& grad_output, const Tensor& x,
+                        const std::array<const Tensor*, 3>& gradients) {
+  const Geometry& g = inputs.shape.geometry;
+  const Tensor maps = is_channels_last(x) ? x : as_contiguous(x);
+  Tensor grad = new_maps(x, inputs.result_sizes());
+  torch::stable::copy_(grad, grad_output);
+  if (inputs.shape.float_mask) multiply_by_mask<T>(inputs, grad);
+  if (inputs.kept() < inputs.outputs()) fill_skipped<T>(inputs, nullptr, grad);
+  const auto [grad_x, grad_weight, grad_bias] =
+      dense_conv2d_backward(grad, maps, inputs.weight, {g.stride_y, g.stride_x}, {g.padding_y, g.padding_x},
+                            {g.dilation_y, g.dilation_x}, inputs.shape.groups,
+                            {gradients[0] != nullptr, gradients[1] != nullptr, gradients[2] != nullptr});
+  const std::array<const Tensor*, 3> found = {&grad_x, &grad_weight, &grad_bias};
+  for (size_t i = 0; i < found.size(); ++i) {
+    if (gradients[i] == nullptr) continue;
+    Tensor target = *gradients[i];
+    torch::stable::copy_(target, *found[i]);
+  }
 }
 
 }  // namespace effops::rowconv

@@ -20,6 +20,7 @@ template <typename T>
 void to_rows(const PlaneRun& planes, int64_t count, int64_t channels, void* const* rows) {
   const T* data = static_cast<const T*>(planes.data);
   const int64_t cell_stride = planes.cell_stride, channel_stride = planes.channel_stride;
+  if (channels == 0) return;  // there may be no memory
   if (channel_stride == 1) {
     for (int64_t i = 0; i < count; ++i) memcpy(rows[i], data + i * cell_stride, channels * sizeof(T));
   } else if (cell_stride == 1 && count >= kBlock && channels >= kBlock) {

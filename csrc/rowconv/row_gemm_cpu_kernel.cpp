@@ -72,7 +72,8 @@ EFFOPS_INLINE void multiply_tile(const RowPair* pairs, int64_t row_offset, int64
 #pragma GCC unroll 4
     for (int n = 0; n < N; ++n) tile[r][n] = load<V>(sums[r] + n * lanes);
   }
-  for (int64_t k = 0; k < depth; ++k, panel += N * lanes) {
+  int64_t k = 0;
+  do {  // at least once: otherwise the compiler moves the tile to the stack for the other case
     V weights[N];
 #pragma GCC unroll 4
     for (int n = 0; n < N; ++n) weights[n] = load<V>(panel + n * lanes);
@@ -82,7 +83,8 @@ EFFOPS_INLINE void multiply_tile(const RowPair* pairs, int64_t row_offset, int64
 #pragma GCC unroll 4
       for (int n = 0; n < N; ++n) tile[r][n] += value * weights[n];
     }
-  }
+    panel += N * lanes;
+  } while (++k < depth);
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
@@ -115,7 +117,8 @@ EFFOPS_INLINE void outer_tile(const RowPair* pairs, int64_t count, int64_t a_off
   using V = typename Vec<A>::type;
   constexpr int lanes = Vec<A>::lanes;
   V tile[R][N] = {};
-  for (int64_t i = 0; i < count; ++i) {
+  int64_t i = 0;
+  do {  // see multiply_tile
     const A* a = static_cast<const A*>(pairs[i].row) + a_offset;
     const A* g = static_cast<const A*>(pairs[i].sums) + g_offset;
     V row[N];
@@ -127,7 +130,7 @@ EFFOPS_INLINE void outer_tile(const RowPair* pairs, int64_t count, int64_t a_off
 #pragma GCC unroll 4
       for (int n = 0; n < N; ++n) tile[r][n] += value * row[n];
     }
-  }
+  } while (++i < count);
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
@@ -142,6 +145,7 @@ template <typename A>
 void outer(const RowPair* pairs, int64_t count, int64_t a_offset, int64_t rows_a, int64_t g_offset,
            int64_t columns, void* products) {
   constexpr int lanes = Vec<A>::lanes;
+  if (count == 0) return;
   for_panels<lanes>(columns, [&](auto registers, int64_t column) {
     constexpr int n = decltype(registers)::value;
     for_tiles<tile_rows(n)>(rows_a, [&](auto rows, int64_t first) {

@@ -14,6 +14,7 @@ from torch import Tensor
 CREDITS = {
     "chelsea": "Chelsea the cat, by Stefan van der Walt, CC0",
     "coffee": "Pikolo Espresso Bar, by Rachel Michetti, CC0",
+    "coins": "Greek coins from Pompeii, Brooklyn Museum, no known copyright restrictions",
     "rocket": "launch of DSCOVR on a Falcon 9, by SpaceX, public domain",
 }
 
@@ -25,6 +26,8 @@ def load(name: str, longest_side: int) -> Tensor:
     import skimage.data
 
     pixels = torch.from_numpy(getattr(skimage.data, name)())
+    if pixels.dim() == 2:  # grey
+        pixels = pixels[:, :, None].expand(-1, -1, 3)
     photo = pixels.permute(2, 0, 1).float() / 255
     scale = longest_side / max(photo.shape[1:])
     if scale >= 1:

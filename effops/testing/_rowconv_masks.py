@@ -194,6 +194,11 @@ def _masked_samples(make: Maker) -> Iterator[SampleInput]:
     yield _channels_last(awkward("channels_last_depthwise", 2, 9, 9, 5, 6, groups=9, bias=False))
     yield awkward("all_zero", fill="nearest", share=0.0)
     yield awkward("all_one", share=1.0)
+    # Large enough for the dense convolution; without padding, which that one multiplies.
+    yield awkward("mostly_kept", 1, 20, 40, 16, 18, padding=0, share=0.95, fill="keep")
+    yield _channels_last(
+        awkward("mostly_kept_float", 2, 20, 40, 13, 15, padding=0, share=0.95, fill="nearest", is_float=True)
+    )
     sample = awkward("float32_mask", is_float=True)
     yield replace(sample, args=(*sample.args[:2], sample.args[2].float(), *sample.args[3:]))
     for name, sizes in {
