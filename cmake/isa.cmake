@@ -10,9 +10,11 @@ set(effops_flags_avx2 -mavx2 -mfma -mf16c)
 set(effops_flags_avx512 ${effops_flags_avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl
                         -mprefer-vector-width=512)
 
-# With AVX-512's own instructions to count ones, which not every AVX-512 processor has. A kernel that wants
-# this variant asks for it and finds out itself whether it can run (effops_isa_source).
+# With AVX-512's own instructions to count ones, or to multiply pairs of bfloat16, which not every AVX-512
+# processor has. A kernel that wants such a variant asks for it and finds out itself whether it can run
+# (effops_isa_source).
 set(effops_flags_avx512_popcount ${effops_flags_avx512} -mavx512bitalg -mavx512vpopcntdq)
+set(effops_flags_avx512_bf16 ${effops_flags_avx512} -mavx512bf16)
 
 function(effops_isa_source target file isa)
   get_filename_component(name "${file}" NAME_WE)

@@ -15,7 +15,7 @@ using Inputs = PerforatedInputs;
 template <typename T, typename Emit>
 void convolve_kept(const Inputs& inputs, const Tensor& pixels, const Emit& emit) {
   const TapWeights<accumulator_t<T>> weights(static_cast<const T*>(inputs.weight.const_data_ptr()),
-                                             inputs.channels(), false);
+                                             inputs.channels(), false, RowsOf::kStorage);
   const auto bias =
       inputs.bias ? widened(static_cast<const T*>(inputs.bias->const_data_ptr()), inputs.shape.out_channels)
                   : std::vector<accumulator_t<T>>();
@@ -160,7 +160,7 @@ class Backward {
 
   void run_x(const Tensor& grad_x) const {
     const TapWeights<A> weights(static_cast<const T*>(inputs_.weight.const_data_ptr()), inputs_.channels(),
-                                true);
+                                true, RowsOf::kAccumulators);
     const MapWriter<T> writer(grad_x);
     const auto row_of = [&](int64_t position) {
       const int64_t k = inputs_.rows()[position];

@@ -18,7 +18,7 @@ inline double break_even(const PerforatedShape& shape, ScalarType dtype) {
   const double products = static_cast<double>(2 * shape.geometry.taps() * (shape.in_channels / shape.groups) *
                                               shape.out_channels);
   const double per_element = products / static_cast<double>(moved);
-  const double most = dtype == ScalarType::Float ? 0.88 : dtype == ScalarType::BFloat16 ? 0.44 : 2.0;
+  const double most = dtype == ScalarType::Float ? 0.88 : dtype == ScalarType::BFloat16 ? 0.8 : 2.0;
   return most > 1 ? most : std::max(0.15, most * per_element / (per_element + 150));
 }
 

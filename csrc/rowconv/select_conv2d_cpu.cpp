@@ -79,7 +79,7 @@ void copy_pixels(const std::vector<int64_t>& positions, const T* pixels, int64_t
 }
 
 template <typename T>
-void run_forward(const Inputs& inputs, const std::optional<Tensor>& bias, const Tensor& output) {
+void run_forward(const Inputs& inputs, const void* bias, const Tensor& output) {  // bias: [P, Co] or null
   using A = accumulator_t<T>;
   const Tensor rows = channel_rows(inputs.x);
   const T* pixels = static_cast<const T*>(rows.const_data_ptr());
@@ -91,8 +91,8 @@ void run_forward(const Inputs& inputs, const std::optional<Tensor>& bias, const 
       copy_pixels(inputs.positions[p], pixels, width, writer);
       continue;
     }
-    const TapWeights<A> weights(inputs.weight<T>(p), inputs.channels(), false);
-    const auto branch_bias = bias ? widened(static_cast<const T*>(bias->const_data_ptr()) + p * width, width)
+    const TapWeights<A> weights(inputs.weight<T>(p), inputs.channels(), false, RowsOf::kStorage);
+    const auto branch_bias = bias ? widened(static_cast<const T*>(bias) + p * width, width)
                                   : std::vector<A>();
     convolve_positions(weights, inputs.source(p, pixels), inputs.count(p), branch_bias,
                        [&](int64_t first, int64_t count, ProductBlock<T>& block) {
@@ -112,9 +112,9 @@ Tensor select_conv2d(const Tensor& x,                    // [N, Ci, H, W]
   Tensor output = new_maps(x, {shape.batch, shape.out_channels, shape.height, shape.width});
   if (output.numel() == 0) return output;
   memset(output.mutable_data_ptr(), 0, output.numel() * output.element_size());
-  const auto contiguous_bias = bias ? std::optional<Tensor>(as_contiguous(*bias)) : std::nullopt;
+  const Tensor biases = bias ? as_contiguous(*bias) : empty_of(x, {0});
   dispatch_floating(kOp, "x", x.scalar_type(), [&](auto tag) {
-    run_forward<typename decltype(tag)::type>(inputs, contiguous_bias, output);
+    run_forward<typename decltype(tag)::type>(inputs, bias ? biases.const_data_ptr() : nullptr, output);
   });
   return output;
 }
@@ -137,7 +137,7 @@ void run_x(const Inputs& inputs, const T* grad, const Tensor& grad_x) {
       }
       continue;
     }
-    const TapWeights<A> weights(inputs.weight<T>(p), inputs.channels(), true);
+    const TapWeights<A> weights(inputs.weight<T>(p), inputs.channels(), true, RowsOf::kStorage);
     const auto row_of = [&](int64_t position) {
       return inputs.choice[position] == p ? grad + position * out : nullptr;
     };

@@ -50,11 +50,11 @@ struct Inputs {
             shape.sps.features};
   }
   template <typename T>
-  std::vector<TapWeights<accumulator_t<T>>> packed_weights(bool reversed) const {
+  std::vector<TapWeights<accumulator_t<T>>> packed_weights(bool reversed, RowsOf rows) const {
     std::vector<TapWeights<accumulator_t<T>>> packed;
     packed.reserve(weight.size());
     for (int64_t d = 0; d < shape.branches(); ++d) {
-      packed.emplace_back(static_cast<const T*>(weight[d].const_data_ptr()), channels(d), reversed);
+      packed.emplace_back(static_cast<const T*>(weight[d].const_data_ptr()), channels(d), reversed, rows);
     }
     return packed;
   }
@@ -115,7 +115,7 @@ template <typename T, typename Id>
 void run_forward(const Inputs& inputs, const IdMap<Id>& map, const Epilogue<T>& epilogue) {
   using A = accumulator_t<T>;
   const SpsConvShape& shape = inputs.shape;
-  const auto weights = inputs.packed_weights<T>(false);
+  const auto weights = inputs.packed_weights<T>(false, RowsOf::kStorage);
   struct Task {
     ProductBlock<T> block;
     std::vector<A> totals;
@@ -180,7 +180,8 @@ struct OutputGradient {
 template <typename T, typename S, typename SourceOf>
 void run_input_gradient(const Inputs& inputs, bool has_bits, const SourceOf& source_of,
                         const Tensor& gradient) {
-  const auto weights = inputs.packed_weights<T>(true);
+  const auto weights = inputs.packed_weights<T>(
+      true, std::is_same_v<S, T> && !has_bits ? RowsOf::kStorage : RowsOf::kAccumulators);
   const int64_t width = inputs.shape.sps.features;
   T* target = static_cast<T*>(gradient.mutable_data_ptr());
   for_row_blocks(
