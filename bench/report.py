@@ -27,7 +27,15 @@ _COLUMNS = (
     "other ratios",
     "points/s",
     "roofline",
+    "notes",
 )
+# numbers of single benchmarks, by their name in the JSON
+_NOTES = {
+    "times_one_search": "{} x one search",
+    "rate_of_mm": "{} x the rate of mm",
+    "three_dilations_over_one": "{} x one dilation",
+    "extra_megabytes": "extra MB: {}",
+}
 
 
 def main() -> int:
@@ -98,7 +106,12 @@ def _cells(info: dict[str, Any]) -> list[str]:
         ", ".join(others),
         f"{info['points_per_second'] / 1e6:.1f} M" if "points_per_second" in info else "",
         f"{info['percent_of_roofline']:.0f} %" if "percent_of_roofline" in info else "",
+        "; ".join(text.format(_plain(info[name])) for name, text in _NOTES.items() if name in info),
     ]
+
+
+def _plain(note: float | dict[str, float]) -> str:
+    return ", ".join(f"{name} {n}" for name, n in note.items()) if isinstance(note, dict) else str(note)
 
 
 def _time(milliseconds: float) -> str:
