@@ -48,6 +48,16 @@ add_library(effops_cuda SHARED
   csrc/binary/hamming_cuda.cu
   csrc/binary/pack_bits_cuda.cu
   csrc/binary/topk_pack_cuda.cu
+  csrc/rowconv/cell_buckets_cuda.cu
+  csrc/rowconv/mask_plan_cuda.cu
+  csrc/rowconv/perforated_conv2d_cuda.cu
+  csrc/rowconv/row_gemm_cuda.cu
+  csrc/rowconv/row_outer_cuda.cu
+  csrc/rowconv/scan_cuda.cu
+  csrc/rowconv/select_conv2d_cuda.cu
+  csrc/rowconv/sps_conv2d_cuda.cu
+  csrc/rowconv/sps_dense_cuda.cu
+  csrc/rowconv/sps_refine_cuda.cu
   csrc/sampling/ms_deform_attn_cuda.cu
   csrc/sampling/point_sample_cuda.cu
   csrc/sampling/roi_align_cuda.cu)

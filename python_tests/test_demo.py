@@ -9,24 +9,34 @@ import sys
 import pytest
 import torch
 
-from effops import reference
+from effops import plan_mask, reference, sps_from_dense, sps_to_dense
 from effops.demo import Settings, _photos, _timing, run
 from effops.demo._extras import MissingExtraError, require
 from effops.demo._section import Row
-from effops.demo.sections import SECTIONS, load
+from effops.demo.sections import SECTIONS, _sps_conv2d_head, load, perforated_conv2d, sps_conv2d
 from effops.demo.sections.hamming_match import plain_binnorm, plain_hamming_match
 from effops.demo.sections.ms_deform_attn import plain_pytorch
 from effops.demo.sections.roi_align import plain_point_sample, plain_roi_align
 
 #: Ops of the sections that hold more than the op they are named after.
-OPS = {"roi_align": {"roi_align", "point_sample"}, "hamming_match": {"hamming_match", "binnorm"}}
+OPS = {
+    "roi_align": {"roi_align", "point_sample"},
+    "hamming_match": {"hamming_match", "binnorm"},
+    "sps_conv2d": {"sps_conv2d", "sps_refine"},
+    "perforated_conv2d": {"perforated_conv2d", "select_conv2d"},
+}
 
-PICTURES = {"ms_deform_attn": 5, "roi_align": 4, "hamming_match": 3}  # of each section
+PICTURES = {  # of each section
+    "ms_deform_attn": 5,
+    "roi_align": 4,
+    "hamming_match": 3,
+    "sps_conv2d": 4,
+    "perforated_conv2d": 5,
+}
 
 
-def tiny(folder, **changes):
-    sizes = {"photo_side": 64, "seconds": 0.0, "learning_steps": 3}
-    return Settings(folder, tuple(SECTIONS), **(sizes | changes))
+def tiny(folder, sections=tuple(SECTIONS)):
+    return Settings(folder, sections, photo_side=64, seconds=0.0, learning_steps=3)
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +74,19 @@ def test_the_table_holds_every_comparison(page):
         assert [row[1] for row in rows if row[0] == op] == [f"{case}, forward", f"{case}, fwd + bwd"]
     assert [row[1] for row in rows if row[0] == "hamming_match"] == ["mutual", "ratio 0.8"]
     assert [row[1] for row in rows if row[0] == "binnorm"] == ["forward", "fwd + bwd"]
+    assert [row[1] for row in rows if row[0] == "sps_conv2d"] == [
+        *(f"stage {number}, forward" for number in (1, 2, 3)),
+        "stage 3, fwd + bwd",
+        "head, forward",
+    ]
+    assert [row[1] for row in rows if row[0] == "sps_refine"] == ["before stage 3"]
+    assert [row[1] for row in rows if row[0] == "perforated_conv2d"] == [
+        *(f"edges {share}%, forward" for share in (5, 20, 40)),
+        "edges 20%, fwd + bwd",
+        "PAG unit",
+        "deblurring",
+    ]
+    assert [row[1] for row in rows if row[0] == "select_conv2d"] == ["forward", "fwd + bwd"]
     for row in rows:
         ours, plain, ratio, error = (float(re.match(r"[\d.e+-]+", cell)[0]) for cell in row[3:])
         assert ours > 0
@@ -88,7 +111,7 @@ def test_a_wrong_result_is_shown_and_ends_in_an_error(tmp_path, monkeypatch, cap
     module = importlib.import_module(SECTIONS["ms_deform_attn"])
     monkeypatch.setattr(module, "_TOLERANCE", 0.0)
     with pytest.raises(SystemExit, match="1"):
-        run(tiny(tmp_path))
+        run(tiny(tmp_path, ("ms_deform_attn",)))
     assert "further from the definition" in capsys.readouterr().out
     assert "wrong" in (tmp_path / "index.html").read_text(encoding="utf-8").split("</style>")[1]
 
@@ -143,6 +166,76 @@ def test_plain_binnorm_is_the_same_function():
     grad = torch.randn(plain.shape, generator=generator, dtype=torch.float64)
     gradients = (torch.autograd.grad(output, x, grad)[0] for output in (plain, exact))
     torch.testing.assert_close(*gradients, rtol=0, atol=1e-7)
+
+
+def test_plain_sps_conv2d_is_the_same_function():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, 6, 7, generator=generator, dtype=torch.float64)
+    mask = torch.rand(2, 6, 7, generator=generator) < 0.4
+    sps = sps_from_dense(x, mask)
+    fields = (sps.active, sps.passive, sps.index_map, sps.roi, sps.xy)
+    weights = list(torch.randn(3, 5, 3, 3, 3, generator=generator, dtype=torch.float64))
+    biases = list(torch.randn(3, 5, generator=generator, dtype=torch.float64))
+    branches = (weights, biases, [1, 3, 5])
+    exact = reference.sps_conv2d(*fields, *branches, activation="relu")
+    torch.testing.assert_close(sps_conv2d.plain_gather(sps, *branches), exact)
+    dense = _sps_conv2d_head.plain_dense(x, *branches).permute(0, 2, 3, 1)
+    torch.testing.assert_close(dense[mask], exact)
+
+
+@pytest.mark.parametrize("count", [0, 5, 99])
+def test_plain_sps_refine_is_the_same_function(count):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, 4, 5, generator=generator)
+    sps = sps_from_dense(x, torch.rand(2, 4, 5, generator=generator) < 0.5)
+    scores = torch.randn(len(sps.active), generator=generator)
+    plain = sps_conv2d.plain_refine(sps, scores, count).validate()
+    exact = reference.sps_refine(sps, scores, count)
+    assert all(torch.equal(getattr(plain, name), getattr(exact, name)) for name in vars(exact))
+    assert sps_to_dense(plain).equal(x.repeat_interleave(2, 2).repeat_interleave(2, 3))
+
+
+def test_the_dense_head_gives_the_masks_of_the_sparse_one():
+    coins = _sps_conv2d_head.find_coins("cpu")
+    assert len(coins.boxes) == 24
+    head = _sps_conv2d_head.learn(coins, 1)
+    some = coins.part(slice(0, 24, 8))
+    with torch.no_grad():
+        coarse, stages = head(some.pyramid, some.boxes)
+        dense = head.dense(some.pyramid, some.boxes, [stage.active for stage in stages])
+    assert coarse.shape == (3, 1, 8, 8)
+    for stage, logits, refined in zip(stages, dense, _sps_conv2d_head.REFINED, strict=True):
+        stage.after.validate()
+        assert len(stage.after.active) == 4 * 3 * refined
+        torch.testing.assert_close(stage.logits, logits, rtol=1e-4, atol=1e-5)
+
+
+def test_plain_perforated_conv2d_is_the_same_function():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, 6, 7, generator=generator, dtype=torch.float64)
+    weight = torch.randn(4, 3, 3, 3, generator=generator, dtype=torch.float64)
+    bias = torch.randn(4, generator=generator, dtype=torch.float64)
+    mask = torch.rand(2, 6, 7, generator=generator) < 0.3
+    exact = reference.perforated_conv2d(x, weight, mask, bias, padding=1)
+    torch.testing.assert_close(perforated_conv2d.plain_masked(x, weight, mask, bias), exact)
+    torch.testing.assert_close(perforated_conv2d.plain_gather(x, weight, plan_mask(mask), bias), exact)
+
+
+def test_plain_select_conv2d_is_the_same_function():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, 6, 7, generator=generator, dtype=torch.float64)
+    weights = torch.randn(3, 3, 3, 3, 3, generator=generator, dtype=torch.float64)
+    choice = torch.randint(-1, 3, (2, 6, 7), generator=generator)
+    exact = reference.select_conv2d(x, weights, choice, (0, 1, 4))
+    torch.testing.assert_close(perforated_conv2d.plain_select(x, weights, choice, (0, 1, 4)), exact)
+
+
+def test_a_gated_unit_is_the_dense_one_times_the_gate():
+    torch.manual_seed(0)
+    unit = perforated_conv2d.PagUnit(6, 4)
+    x, gate = torch.randn(2, 6, 5, 7), torch.rand(2, 5, 7) < 0.4
+    with torch.no_grad():
+        torch.testing.assert_close(unit(x, plan_mask(gate)), unit.plain(x, gate))
 
 
 def test_matches_without_opencv_or_faiss(tmp_path, monkeypatch):

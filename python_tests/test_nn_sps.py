@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.nn import functional
 
 import effops
@@ -273,6 +275,18 @@ def test_sps_made_inside_of_a_graph():
         for share in (0.3, 0.6, 0.0):
             mask = torch.rand(2, 6, 5, generator=torch.Generator().manual_seed(0)) < share
             torch.testing.assert_close(compiled(x, mask), run(x, mask))
+
+
+def test_ids_become_wide_from_2_31_rows_on():
+    """By the fake kernels, which need no memory."""
+    for maps, dtype in ((2**15 - 1, torch.int32), (2**15, torch.int64)):
+        with FakeTensorMode(shape_env=ShapeEnv()):
+            x, mask = torch.empty(maps, 1, 256, 256), torch.empty(maps, 256, 256, dtype=torch.bool)
+            assert effops.sps_from_dense(x, mask).index_map.dtype == dtype
+            rows = maps * 2**14
+            ids, cells = torch.empty(1, 1, 1, dtype=torch.int32), torch.empty(rows, 2, dtype=torch.int32)
+            sps = SPS(torch.empty(rows, 1), torch.empty(1, 1), ids, cells[:, 0], cells)
+            assert effops.sps_refine(sps, torch.empty(rows), rows).index_map.dtype == dtype
 
 
 @pytest.mark.compile

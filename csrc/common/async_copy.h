@@ -11,9 +11,9 @@
 
 namespace effops {
 
-// The copies of one thread, in groups that end in the order in which they were closed. What a copy has written
-// may be read by the thread after wait(), by others after a barrier that follows. Before sm_80 a copy is done
-// at once. In the simulator it is done by wait(), and its target is spoilt until then.
+// The copies of one thread, in groups that end in the order in which they were closed. What a copy has
+// written may be read by the thread after wait(), by others after a barrier that follows. Before sm_80 a copy
+// is done at once. In the simulator it is done by wait(), and its target is spoilt until then.
 class AsyncCopies {
  public:
   // Starts to copy 16 bytes, both addresses aligned to them; writes zeros where the source does not exist, of

@@ -37,9 +37,9 @@ void with_warp_table(const uint64_t (&words)[3], const F& f) {
 }
 #endif
 
-// Four 8 x 8 matrices of 2-byte elements from shared memory: matrix i has its rows, 16 bytes each, where lanes
-// 8 i to 8 i + 7 say. fragments[i] of a lane: elements 2 (lane % 4) and the next of row lane / 4. kTransposed:
-// of the transposed matrix.
+// Four 8 x 8 matrices of 2-byte elements from shared memory: matrix i has its rows, 16 bytes each, where
+// lanes 8 i to 8 i + 7 say. fragments[i] of a lane: elements 2 (lane % 4) and the next of row lane / 4.
+// kTransposed: of the transposed matrix.
 template <bool kTransposed>
 EFFOPS_DEVICE void load_matrices(uint32_t (&fragments)[4], const void* row) {
 #if defined(__CUDACC__)

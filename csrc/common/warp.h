@@ -157,8 +157,8 @@ EFFOPS_DEVICE int lowest_bit(uint32_t bits) {
 #endif
 }
 
-// threadIdx.x, which the compiler takes for a new number every time: it does not compute what depends on it ahead
-// of a loop, to hold it in registers that the loop needs.
+// threadIdx.x, which the compiler takes for a new number every time: it does not compute what depends on it
+// ahead of a loop, to hold it in registers that the loop needs.
 EFFOPS_DEVICE unsigned fresh_thread() {
 #if defined(__CUDACC__)
   unsigned thread;

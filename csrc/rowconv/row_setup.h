@@ -3,7 +3,7 @@
 
 #include <vector>
 
-#include "row_source.cuh"
+#include "row_gemm.cuh"
 
 namespace effops::rowconv {
 
@@ -32,9 +32,9 @@ inline BranchList one_branch(const Geometry& g) {
 }
 
 struct MapTensors {
-  IdMap index_map;     // [maps, height, width]
+  IdMap index_map;  // [maps, height, width]
   const int32_t* roi;  // [NA]
-  const int32_t* xy;   // [NA, 2]
+  const int32_t* xy;  // [NA, 2]
   int64_t active, passive, maps, height, width;
 };
 
@@ -93,6 +93,15 @@ inline RowSource pixel_rows_back(RowKind kind, const Geometry& g, int64_t batch,
   source.stride_x = g.stride_x;
   source.table = table;
   return source;
+}
+
+// Rows of a matrix.
+inline MapLayout row_layout(int64_t channels) { return {0, 0, channels, 1}; }
+
+// Maps of `channels` and `cells`, contiguous or channels_last; of one cell they are the same.
+inline MapLayout map_layout(bool channels_last, int64_t channels, int64_t cells) {
+  if (channels_last || cells == 1) return {cells, channels * cells, channels, 1};
+  return {cells, channels * cells, 1, cells};
 }
 
 // Elements of a line of weights: the tiles read slices of 64 bytes, of which there is at least one.
