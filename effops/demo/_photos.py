@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 #: Photographs in the package itself (nothing is downloaded), with their authors. All are free to use: CC0,
-#: or in the public domain.
+#: in the public domain, or without known restrictions.
 CREDITS = {
+    "astronaut": "Eileen Collins, by NASA, public domain",
     "chelsea": "Chelsea the cat, by Stefan van der Walt, CC0",
     "coffee": "Pikolo Espresso Bar, by Rachel Michetti, CC0",
     "coins": "Greek coins from Pompeii, Brooklyn Museum, no known copyright restrictions",

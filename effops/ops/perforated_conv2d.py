@@ -283,10 +283,8 @@ _autograd.refuse_second_derivatives(_NAME, differentiable=(0, 1, 2, 3, 4))
 # ------------------------------------------------------------------------------------------ autocast
 
 # A plan keeps what is not 0: a mask that a cast would round to 0 stays float32.
-_autocast.install(
-    _NAME,
-    (_autocast.CAST, _autocast.CAST, _autocast.FLOAT32, _autocast.CAST, _autocast.CAST, *(_autocast.KEEP,) * 7),
-)
+_CAST, _KEEP = _autocast.CAST, _autocast.KEEP
+_autocast.install(_NAME, (_CAST, _CAST, _autocast.FLOAT32, _CAST, _CAST, *(_KEEP,) * 7))
 
 # ------------------------------------------------------------------------------------------ vmap
 

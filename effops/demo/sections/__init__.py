@@ -10,6 +10,8 @@ SECTIONS: dict[str, str] = {
     "ms_deform_attn": "effops.demo.sections.ms_deform_attn",
     "roi_align": "effops.demo.sections.roi_align",
     "hamming_match": "effops.demo.sections.hamming_match",
+    "sps_conv2d": "effops.demo.sections.sps_conv2d",
+    "perforated_conv2d": "effops.demo.sections.perforated_conv2d",
 }
 
 

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from effops import SPS, nn as effops_nn, point_sample, roi_align, sps_from_dense, sps_refine
+from effops import SPS, point_sample, roi_align, sps_from_dense, sps_refine
 from effops.demo._photos import load
+from effops.nn import SPSFusion
 
 PHOTO = "coins"
-SIDES = (14, 28, 56, 112)  # cells of a map: the coarse one and those of the three stages, as in EffSeg
+SIDES = (8, 16, 32, 64)  # cells of a map: the coarse one and those of the three stages
 STRIDES = (1, 2, 4, 8)
-REFINED = (100, 160, 240)  # cells per coin that each stage divides by four and computes anew
-_LEVELS = (2, 1, 0, 0)  # of the pyramid: its pixels are about as large as the cells
+REFINED = (40, 80, 130)  # cells per coin that each stage divides by four and computes anew
+_LEVELS = (3, 2, 1, 0)  # of the pyramid: a pixel is about as large as a cell
 _CHANNELS = 32
 _FEATURES = 4  # of the photograph: grey and its gradient
 _SMALLEST_COIN = 200  # pixels
 _BATCH = 4
-_LEARNING_RATE = 5e-3
+_LEARNING_RATE = 1e-2
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,7 @@ class Coins:
     masks: Tensor
 
     def part(self, chosen: slice | Tensor) -> Coins:
-        return replace(
-            self, corners=self.corners[chosen], boxes=self.boxes[chosen], masks=self.masks[chosen]
-        )
+        return replace(self, corners=self.corners[chosen], boxes=self.boxes[chosen], masks=self.masks[chosen])
 
     def in_other_boxes(self, generator: torch.Generator) -> Coins:
         return replace(self, boxes=_around(self.corners, generator))
@@ -91,9 +91,10 @@ def _around(corners: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _features(grey: Tensor) -> Tensor:
-    """Grey, its gradient in x and y, and the length of it, [1, 4, H, W]."""
+    """Grey, its gradient in x and y, and the length of it, [1, 4, H, W], each of mean 0 and deviation 1."""
     down, across = torch.gradient(grey, dim=(2, 3))
-    return torch.cat([grey, 4 * across, 4 * down, 4 * (across**2 + down**2).sqrt()], 1)
+    features = torch.cat([grey, across, down, (across**2 + down**2).sqrt()], 1)
+    return (features - features.mean((2, 3), keepdim=True)) / features.std((2, 3), keepdim=True)
 
 
 # ------------------------------------------------------------------------------------------ head
@@ -141,11 +142,11 @@ class Head(nn.Module):
         )
         self.coarse_logit = nn.Linear(_CHANNELS, 1)
         self.photo = nn.Linear(_CHANNELS + _FEATURES + 1, _CHANNELS)
-        self.fusion = effops_nn.SPSFusion(_CHANNELS)
+        self.fusion = SPSFusion(_CHANNELS)
         self.correction = nn.Linear(_CHANNELS, 1)
 
     def forward(self, pyramid: Sequence[Tensor], boxes: Tensor) -> tuple[Tensor, list[Stage]]:
-        """The logits of the coarse masks, [R, 1, 14, 14], and the stages."""
+        """The logits of the coarse masks, [R, 1, 8, 8], and the stages."""
         x, coarse = self.start(pyramid, boxes)
         everywhere = torch.ones_like(x[:, 0], dtype=torch.bool)
         sps, logits, stages = sps_from_dense(x, everywhere), coarse, []
@@ -164,7 +165,7 @@ class Head(nn.Module):
         return coarse, stages
 
     def start(self, pyramid: Sequence[Tensor], boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """Features [R, F, 14, 14] and logits [R, 1, 14, 14] of the coarse masks."""
+        """Features [R, F, 8, 8] and logits [R, 1, 8, 8] of the coarse masks."""
         count, side = len(boxes), SIDES[0]
         rois = torch.cat([boxes.new_zeros(count, 1), boxes], 1)
         level = torch.full((count,), _LEVELS[0], device=boxes.device)
@@ -200,7 +201,7 @@ class Head(nn.Module):
 
     def branches(self) -> tuple[list[Tensor], list[Tensor], list[int]]:
         """Weights, biases and dilations of the fusion module's convolutions."""
-        convs = list(self.fusion.convs)
+        convs: list[Any] = list(self.fusion.convs)
         return [conv.weight for conv in convs], [conv.bias for conv in convs], list(self.fusion.dilations)
 
 
