@@ -31,7 +31,7 @@ STABLE_TORCH_LIBRARY(effops, m) {
   m.def("sps_conv2d(Tensor active, Tensor passive, Tensor index_map, Tensor roi, Tensor xy, Tensor[] weight, Tensor[] bias, int[] dilation, int activation, int groups) -> (Tensor, Tensor)");
   m.def("sps_conv2d_backward(Tensor grad_output, Tensor signs, Tensor active, Tensor passive, Tensor index_map, Tensor roi, Tensor xy, Tensor[] weight, int[] dilation, int activation, int groups, bool need_active, bool need_passive, bool need_weight, bool need_bias, bool deterministic) -> (Tensor, Tensor, Tensor[], Tensor[])");
   m.def("plan_mask(Tensor mask) -> (Tensor, Tensor)");
-  m.def("perforated_conv2d(Tensor x, Tensor weight, Tensor mask, Tensor? bias, Tensor? base, int[] stride, int[] padding, int[] dilation, int groups, int fill, Tensor? positions, Tensor? rows) -> Tensor");
+  m.def("perforated_conv2d(Tensor x, Tensor weight, Tensor mask, Tensor? bias, Tensor? base, int[] stride, int[] padding, int[] dilation, int groups, int fill, Tensor? positions, Tensor? rows, bool deterministic) -> Tensor");
   m.def("perforated_conv2d_backward(Tensor grad_output, Tensor x, Tensor weight, Tensor mask, Tensor? bias, int[] stride, int[] padding, int[] dilation, int groups, int fill, Tensor? positions, Tensor? rows, bool need_x, bool need_weight, bool need_mask, bool need_bias, bool need_base, bool deterministic) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("select_conv2d(Tensor x, Tensor weights, Tensor choice, Tensor? bias, int[] dilations) -> Tensor");
   m.def("select_conv2d_backward(Tensor grad_output, Tensor x, Tensor weights, Tensor choice, int[] dilations, bool need_x, bool need_weights, bool need_bias, bool deterministic) -> (Tensor, Tensor, Tensor)");

@@ -21,8 +21,6 @@ const HammingKernels& kernels() {
   return hamming_kernels();
 }
 
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // How the pairs of each member of the batch are split among threads: by rows of a, and by rows of b where
 // there are few of a. Searches give the same result for any pieces.
 struct Pieces {

@@ -15,6 +15,8 @@ void parallel_for(int64_t count, int64_t grain, const F& f) {
   torch::stable::parallel_for(0, count, grain, f);
 }
 
+inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 inline int64_t num_threads() { return static_cast<int64_t>(torch::stable::get_num_threads()); }
 
 }  // namespace effops

@@ -13,8 +13,6 @@ namespace {
 constexpr int64_t kBlock = 1024;  // positions that are counted at a time
 constexpr int64_t kGrain = 1 << 15;  // positions of a task, at least
 
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // ---------------------------------------------------------------- plan
 
 // Calls f(values, the bits that make a value differ from 0): all bits but the sign.

@@ -48,6 +48,8 @@ inline Geometry check_geometry(const char* op, const Tensor& x,  // [N, Ci, H, W
            " under this kernel, padding and dilation, got ", shape_text(x));
     }
     out[axis] = (x.size(2 + axis) - needed) / stride[axis] + 1;
+    if (out[axis] >= kSideEnd)
+      fail(op, ": expected padding for an output of fewer than 2^31 rows and columns, got ", padding[axis]);
   }
   return {x.size(2), x.size(3), out[0],     out[1],     weight.size(2), weight.size(3),
           stride[0], stride[1], padding[0], padding[1], dilation[0],    dilation[1]};

@@ -73,8 +73,9 @@ void run_gathered(const Inputs& inputs, const Tensor& x, const std::optional<Ten
 }
 
 template <typename T>
-void run_forward(const Inputs& inputs, const Tensor& x, const std::optional<Tensor>& base, Tensor& output) {
-  if (prefers_dense(inputs, x.scalar_type())) {
+void run_forward(const Inputs& inputs, const Tensor& x, const std::optional<Tensor>& base, bool deterministic,
+                 Tensor& output) {
+  if (!deterministic && prefers_dense(inputs, x.scalar_type())) {
     run_dense<T>(inputs, x, base, output);
   } else {
     run_gathered<T>(inputs, x, base, output);
@@ -90,14 +91,16 @@ Tensor perforated_conv2d(const Tensor& x,                    // [N, Ci, H, W]
                          const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
                          const std::vector<int64_t>& dilation, int64_t groups, int64_t fill,
                          const std::optional<Tensor>& positions,  // [K]
-                         const std::optional<Tensor>& rows) {     // [N, Ho, Wo]
+                         const std::optional<Tensor>& rows,       // [N, Ho, Wo]
+                         bool deterministic) {
   const PerforatedShape shape = check_perforated_conv2d(x, weight, mask, bias, base, stride, padding,
                                                         dilation, groups, fill, positions, rows);
   const Inputs inputs(shape, weight, mask, bias, positions, rows);
   Tensor output = new_maps(x, inputs.result_sizes());
   if (output.numel() == 0) return output;
-  dispatch_floating(kOp, "x", x.scalar_type(),
-                    [&](auto tag) { run_forward<typename decltype(tag)::type>(inputs, x, base, output); });
+  dispatch_floating(kOp, "x", x.scalar_type(), [&](auto tag) {
+    run_forward<typename decltype(tag)::type>(inputs, x, base, deterministic, output);
+  });
   return output;
 }
 
@@ -174,9 +177,7 @@ class Backward {
           block.clear(count);
           block.add(weights, source, first, count);
           block.join_groups(weights, count);
-          int64_t pixels[kBlockRows];
-          for (int64_t i = 0; i < count; ++i) pixels[i] = first + i;
-          writer.write(pixels, count, [&](int64_t i) { return block.sums(i); });
+          writer.write_range(first, count, [&](int64_t i) { return block.sums(i); });
         });
   }
 
@@ -226,8 +227,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> perforated_conv2d_backward(
     const std::vector<int64_t>& dilation, int64_t groups, int64_t fill,
     const std::optional<Tensor>& positions,  // [K]
     const std::optional<Tensor>& rows,                                     // [N, Ho, Wo]
-    bool need_x, bool need_weight, bool need_mask, bool need_bias, bool need_base,
-    bool /*deterministic: always*/) {
+    bool need_x, bool need_weight, bool need_mask, bool need_bias, bool need_base, bool deterministic) {
   const PerforatedShape shape = check_perforated_conv2d_grad(
       grad_output, x, weight, mask, bias, stride, padding, dilation, groups, fill, positions, rows);
   const Inputs inputs(shape, weight, mask, bias, positions, rows);
@@ -246,7 +246,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> perforated_conv2d_backward(
       clear_kept<T>(inputs, grad_base);
     }
     if (!(need_x || need_weight || need_mask || need_bias)) return;
-    if (!need_mask && fill != kFillNearest && prefers_dense(inputs, x.scalar_type())) {
+    // Where positions are skipped, the dense gradient of the weight would multiply pixels that nothing reads.
+    if (!deterministic && !need_mask && inputs.kept() == inputs.outputs() &&
+        prefers_dense(inputs, x.scalar_type())) {
       run_dense_backward<T>(inputs, grad_output, x,
                             {need_x ? &grad_x : nullptr, need_weight ? &grad_weight : nullptr,
                              need_bias ? &grad_bias : nullptr});

@@ -153,7 +153,8 @@ Tensor perforated_conv2d(const Tensor& x,                    // [N, Ci, H, W]
                          const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
                          const std::vector<int64_t>& dilation, int64_t groups, int64_t fill,
                          const std::optional<Tensor>& positions,  // [K]
-                         const std::optional<Tensor>& rows) {     // [N, Ho, Wo]
+                         const std::optional<Tensor>& rows,       // [N, Ho, Wo]
+                         bool deterministic) {
   const PerforatedShape shape = check_perforated_conv2d(x, weight, mask, bias, base, stride, padding,
                                                         dilation, groups, fill, positions, rows);
   const CudaScope scope(x);
@@ -161,7 +162,7 @@ Tensor perforated_conv2d(const Tensor& x,                    // [N, Ci, H, W]
       new_maps(x, {shape.batch, shape.out_channels, shape.geometry.out_height, shape.geometry.out_width});
   if (output.numel() == 0) return output;
   const Inputs inputs("perforated_conv2d", scope, shape, x, weight, mask, bias, positions, rows);
-  const bool dense = !inputs.count && shape.in_channels > 0 &&
+  const bool dense = !deterministic && !inputs.count && shape.in_channels > 0 &&
                      static_cast<double>(inputs.capacity()) >
                          kDenseShare * static_cast<double>(inputs.outputs());
   dispatch_floating("perforated_conv2d", "x", x.scalar_type(), [&](auto tag) {

@@ -12,14 +12,21 @@ namespace effops::rowconv {
 
 // From which share of kept positions on the dense convolution is faster. Measured on Zen 4 with one thread
 // over 1 x 1 and 3 x 3 kernels of 3 to 256 channels: it depends on the arithmetic per element that choosing
-// moves. float64 and float16 convolutions of torch are slower than choosing all positions.
+// moves, and on the part of the registers that a group's columns fill. torch's convolutions of float64, of
+// float16, and of bfloat16 without instructions for it, are slower than choosing all positions.
 inline double break_even(const PerforatedShape& shape, ScalarType dtype) {
-  const int64_t moved = shape.in_channels + shape.out_channels;
-  const double products = static_cast<double>(2 * shape.geometry.taps() * (shape.in_channels / shape.groups) *
-                                              shape.out_channels);
-  const double per_element = products / static_cast<double>(moved);
-  const double most = dtype == ScalarType::Float ? 0.88 : dtype == ScalarType::BFloat16 ? 0.8 : 2.0;
-  return most > 1 ? most : std::max(0.15, most * per_element / (per_element + 150));
+  const bool is_fast = dtype == ScalarType::Float ||
+                       (dtype == ScalarType::BFloat16 && multiply_pairs() != nullptr && !shape.float_mask);
+  if (!is_fast) return 2;  // never
+  const int64_t inputs = shape.in_channels / shape.groups, outputs = shape.out_channels / shape.groups;
+  const double per_element = static_cast<double>(2 * shape.geometry.taps() * inputs * shape.out_channels) /
+                             static_cast<double>(shape.in_channels + shape.out_channels);
+  const double filled = inputs == 1 && outputs == 1
+                            ? 1  // depthwise: the columns are the groups
+                            : static_cast<double>(outputs) /
+                                  static_cast<double>(whole_registers<float>(outputs));
+  const double most = dtype == ScalarType::Float ? 0.88 : 0.8;
+  return std::max(0.15, most * filled * per_element / (per_element + 150));
 }
 
 // Small problems are not worth the call of another op.
@@ -102,7 +109,7 @@ void run_dense(const PerforatedInputs& inputs, const Tensor& x, const std::optio
   fill_skipped<T>(inputs, other ? other->const_data_ptr() : nullptr, output);
 }
 
-// The gradients of x, weight and bias (null: not needed) without the mask's, unless results were copied.
+// The gradients of x, weight and bias (null: not needed) of a mask that keeps everything.
 template <typename T>
 void run_dense_backward(const PerforatedInputs& inputs, const Tensor& grad_output, const Tensor& x,
                         const std::array<const Tensor*, 3>& gradients) {
@@ -111,7 +118,6 @@ void run_dense_backward(const PerforatedInputs& inputs, const Tensor& grad_outpu
   Tensor grad = new_maps(x, inputs.result_sizes());
   torch::stable::copy_(grad, grad_output);
   if (inputs.shape.float_mask) multiply_by_mask<T>(inputs, grad);
-  if (inputs.kept() < inputs.outputs()) fill_skipped<T>(inputs, nullptr, grad);
   const auto [grad_x, grad_weight, grad_bias] =
       dense_conv2d_backward(grad, maps, inputs.weight, {g.stride_y, g.stride_x}, {g.padding_y, g.padding_x},
                             {g.dilation_y, g.dilation_x}, inputs.shape.groups,

@@ -2,6 +2,7 @@
 // channels.
 #pragma once
 
+#include <numeric>
 #include <vector>
 
 #include "geometry_math.h"
@@ -43,6 +44,14 @@ class MapWriter {
         channels_(maps.size(1)),
         cells_(maps.size(2) * maps.size(3)),
         channels_last_(is_channels_last(maps)) {}
+
+  // row_of(i) is the row for position first + i.
+  template <typename RowOf>
+  void write_range(int64_t first, int64_t count, const RowOf& row_of) const {
+    std::vector<int64_t> positions(count);
+    std::iota(positions.begin(), positions.end(), first);
+    write(positions.data(), count, row_of);
+  }
 
   // row_of(i) is the row for positions[i].
   template <typename RowOf>
@@ -174,14 +183,6 @@ void convolve_positions(const TapWeights<accumulator_t<T>>& weights, const Pixel
         }
         emit(first, rows, task.block);
       });
-}
-
-// Numbers in storage as accumulators.
-template <typename T>
-std::vector<accumulator_t<T>> widened(const T* values, int64_t count) {
-  std::vector<accumulator_t<T>> result(count);
-  for (int64_t i = 0; i < count; ++i) result[i] = widen(values[i]);
-  return result;
 }
 
 }  // namespace effops::rowconv

@@ -87,14 +87,14 @@ class ProductBlock {
   ProductBlock(const TapWeights<A>& like, bool has_bits, int64_t rows = kBlockRows)
       : rows_(rows),
         width_(like.sums_width()),
-        reader_(rows, like.row_width(), has_bits),
+        reader_(like.has_pairs() ? 0 : rows, like.row_width(), has_bits),
         choices_(rows),
         pairs_(rows),
         sums_(rows * width_ * static_cast<int64_t>(sizeof(A))) {}
 
   int64_t rows() const { return rows_; }
   A* sums(int64_t row) const { return static_cast<A*>(sums_.at(0)) + row * width_; }
-  void clear(int64_t count) { memset(sums(0), 0, count * width_ * sizeof(A)); }
+  void clear(int64_t count) { std::fill_n(sums(0), count * width_, A(0)); }
 
   // sums[i] += sum over taps of the rows that the source chooses for the output row first + i, times weights.
   template <typename Source>
@@ -152,6 +152,14 @@ void for_row_blocks(int64_t rows, int64_t block, const Make& make, const F& f) {
 template <typename T>
 void store_row(const accumulator_t<T>* sums, int64_t count, T* target) {
   row_copy_kernels().round[static_cast<int>(kFloatTypeOf<T>)](sums, count, target);
+}
+
+// Numbers in storage as accumulators.
+template <typename T>
+std::vector<accumulator_t<T>> widened(const T* values, int64_t count) {
+  std::vector<accumulator_t<T>> result(count);
+  for (int64_t i = 0; i < count; ++i) result[i] = widen(values[i]);
+  return result;
 }
 
 }  // namespace effops::rowconv

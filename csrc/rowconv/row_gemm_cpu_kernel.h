@@ -1,5 +1,6 @@
 // The inner loops of the convolutions at chosen positions, one table per instruction set. All numbers are
-// accumulators (float or double); only the conversions at both ends know the storage types.
+// accumulators (float or double), but for rows of bfloat16 in pair_gemm_cpu_kernel.h; the conversions at both
+// ends know the storage types.
 //
 // Multiply: for each of `count` chosen rows, with the weights of one tap,
 //     sums[i][o] += sum_c rows[i][c] * weights[c][o],      c < depth, o < columns.
@@ -20,7 +21,7 @@
 
 namespace effops::rowconv {
 
-// Chosen rows and what they are added to; both pointers are of accumulators.
+// A chosen row and what it is added to; or the two rows of an outer product, which are only read.
 struct RowPair {
   const void* row;
   void* sums;

@@ -71,8 +71,8 @@ class WeightUnits {
   static int64_t slices(const ChannelSizes& sizes) { return divide_up(sizes.in, kUnitChannels); }
   bool pads() const { return !depthwise_ && columns_ != sizes_.out; }
   int64_t unit_elements() const { return (depthwise_ ? 1 : std::min(kUnitChannels, sizes_.in)) * columns_; }
-  A* products(const Unit& unit) { return &products_[unit.index * unit_elements()]; }
-  const A* products(const Unit& unit) const { return &products_[unit.index * unit_elements()]; }
+  A* products(const Unit& unit) { return products_.data() + unit.index * unit_elements(); }
+  const A* products(const Unit& unit) const { return products_.data() + unit.index * unit_elements(); }
 
   Unit unit_at(int64_t u) const {
     const int64_t per_tap = units_per_tap(sizes_), parts = depthwise_ ? 1 : slices(sizes_);
@@ -100,12 +100,13 @@ class WeightUnits {
                                           products(unit));
     }
     // Registers read whole columns of g: rows that do not fill them are copied to rows that end in zeros.
-    std::vector<RowPair> copies(pairs_.begin(), pairs_.begin() + chosen);
+    copies_.assign(pairs_.begin(), pairs_.begin() + chosen);
     for (int64_t i = 0; i < chosen; ++i) {
-      copies[i].sums = &padded_[i * columns_];
+      copies_[i].sums = &padded_[i * columns_];
       std::copy_n(static_cast<const A*>(pairs_[i].sums) + g_offset, sizes_.out, &padded_[i * columns_]);
     }
-    kernels.outer[kPrecision<A>](copies.data(), chosen, a_offset, unit.channels, 0, columns_, products(unit));
+    kernels.outer[kPrecision<A>](copies_.data(), chosen, a_offset, unit.channels, 0, columns_,
+                                 products(unit));
   }
 
   const ChannelSizes& sizes_;
@@ -114,7 +115,7 @@ class WeightUnits {
   RowReader<T> inputs_;
   RowReader<G> outputs_;
   std::vector<Choice<T>> choices_;
-  std::vector<RowPair> pairs_;  // (input row, gradient row)
+  std::vector<RowPair> pairs_, copies_;  // (input row, gradient row)
   std::vector<A> padded_, products_;
 };
 
@@ -150,11 +151,11 @@ void bias_gradient(int64_t rows, int64_t width, const Gradient& gradient, bool g
     for (int64_t b = begin; b < end; ++b) {
       for (int64_t i = b * kRows; i < std::min(rows, (b + 1) * kRows); ++i) {
         const SignedRow g = gradient(i);
-        add(reader.read(0, {0, static_cast<const G*>(g.data), g.bits}), width, &parts[b * width]);
+        add(reader.read(0, {0, static_cast<const G*>(g.data), g.bits}), width, parts.data() + b * width);
       }
     }
   });
-  for (int64_t b = 0; b < blocks; ++b) add(&parts[b * width], width, sums.data());
+  for (int64_t b = 0; b < blocks; ++b) add(parts.data() + b * width, width, sums.data());
   for (int64_t c = 0; c < width; ++c) grad_bias[c] = narrow<T>(sums[c]);
 }
 

@@ -28,9 +28,17 @@ struct Inputs {
         choice(checked.batch * checked.height * checked.width),
         positions(checked.branches) {
     const Tensor chosen = as_contiguous(choice_in);
-    const bool wide = chosen.scalar_type() == ScalarType::Long;
+    if (chosen.scalar_type() == ScalarType::Long) {
+      sort_positions(chosen.const_data_ptr<int64_t>());
+    } else {
+      sort_positions(chosen.const_data_ptr<int32_t>());
+    }
+  }
+
+  template <typename Id>
+  void sort_positions(const Id* chosen) {
     for (int64_t p = 0; p < cells(); ++p) {
-      const int64_t branch = wide ? chosen.const_data_ptr<int64_t>()[p] : chosen.const_data_ptr<int32_t>()[p];
+      const int64_t branch = chosen[p];
       if (branch < -1 || branch >= shape.branches) {
         fail(kOp, ": expected choice in [-1, P = ", shape.branches, "), got ", branch);
       }
@@ -132,9 +140,12 @@ void run_x(const Inputs& inputs, const T* grad, const Tensor& grad_x) {
   for (int64_t p = 0; p < inputs.shape.branches; ++p) {
     if (inputs.count(p) == 0) continue;
     if (inputs.dilations[p] == 0) {
-      for (const int64_t position : inputs.positions[p]) {
-        add_storage(grad + position * out, out, &totals[position * in]);
-      }
+      parallel_for(inputs.count(p), (1 << 14) / (out + 1) + 1, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+          const int64_t position = inputs.positions[p][i];
+          add_storage(grad + position * out, out, totals.data() + position * in);
+        }
+      });
       continue;
     }
     const TapWeights<A> weights(inputs.weight<T>(p), inputs.channels(), true, RowsOf::kStorage);
@@ -154,9 +165,7 @@ void run_x(const Inputs& inputs, const T* grad, const Tensor& grad_x) {
   for_row_blocks(
       inputs.cells(), kBlockRows, [] { return 0; },
       [&](int, int64_t first, int64_t count) {
-        int64_t pixels[kBlockRows];
-        for (int64_t i = 0; i < count; ++i) pixels[i] = first + i;
-        writer.write(pixels, count, [&](int64_t i) { return &totals[(first + i) * in]; });
+        writer.write_range(first, count, [&](int64_t i) { return &totals[(first + i) * in]; });
       });
 }
 

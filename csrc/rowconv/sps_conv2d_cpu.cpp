@@ -79,13 +79,11 @@ class Epilogue {
   Epilogue(const SpsConvShape& shape, const std::vector<Tensor>& bias, const Tensor& output,
            const Tensor& signs)
       : shape_(shape),
-        bias_(shape.branches() * shape.out_channels),
         output_(static_cast<T*>(output.mutable_data_ptr())),
         signs_(shape.relu ? static_cast<uint8_t*>(signs.mutable_data_ptr()) : nullptr) {
-    for (size_t d = 0; d < bias.size(); ++d) {
-      const Tensor values = as_contiguous(bias[d]);
-      const T* from = static_cast<const T*>(values.const_data_ptr());
-      for (int64_t o = 0; o < shape.out_channels; ++o) bias_[d * shape.out_channels + o] = widen(from[o]);
+    for (const Tensor& values : bias) {
+      const Tensor contiguous = as_contiguous(values);
+      bias_.push_back(widened(static_cast<const T*>(contiguous.const_data_ptr()), shape.out_channels));
     }
   }
 
@@ -94,8 +92,8 @@ class Epilogue {
   void finish(int64_t branch, int64_t row, A* sums, A* total) const {
     const int64_t width = shape_.out_channels;
     uint8_t* bits = signs_ ? signs_ + (branch * shape_.sps.active + row) * shape_.sign_bytes() : nullptr;
-    row_gemm_kernels().activate[kPrecision<A>](sums, shape_.has_bias ? &bias_[branch * width] : nullptr,
-                                               width, bits);
+    row_gemm_kernels().activate[kPrecision<A>](sums, shape_.has_bias ? bias_[branch].data() : nullptr, width,
+                                               bits);
     if (branch > 0) row_copy_kernels().add[static_cast<int>(kFloatTypeOf<A>)](total, width, sums);
     if (branch + 1 < shape_.branches()) {
       std::copy_n(sums, width, total);
@@ -106,7 +104,7 @@ class Epilogue {
 
  private:
   const SpsConvShape& shape_;
-  std::vector<A> bias_;
+  std::vector<std::vector<A>> bias_;
   T* output_;
   uint8_t* signs_;
 };

@@ -16,8 +16,6 @@ namespace {
 constexpr int64_t kBlockCells = 1024;  // whose active cells are counted at a time
 constexpr int64_t kGrain = 1 << 15;  // elements of a task, at least
 
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // ---------------------------------------------------------------- sps_from_dense
 
 // How many active cells lie before each block of cells; the last entry: how many there are.

@@ -144,7 +144,7 @@ class PassiveSource {
     for (int64_t i = 0; i < count; ++i) {
       const PassiveReaders::Read* read = tap == 0 ? readers_.begin(first + i) : next_[i];
       const PassiveReaders::Read* const end = readers_.end(first + i);
-      A* sum = &sums_[i * grad_.width];
+      A* sum = sums_.data() + i * grad_.width;
       const A* row = nullptr;
       for (; read < end && read->tap == tap; ++read) {
         const A* values = reader_.read(0, {0, grad_.row(read->row), grad_.signs(read->row)});

@@ -12,8 +12,6 @@ namespace effops::rowconv {
 template <typename A>
 constexpr int kPrecision = sizeof(A) == 8 ? 1 : 0;  // index into the kernels' pairs
 
-inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 template <typename A>
 int64_t whole_registers(int64_t columns) {
   const int64_t lanes = row_gemm_kernels().float_lanes / (sizeof(A) / sizeof(float));

@@ -47,8 +47,9 @@ def perforated_conv2d(
     What no tap of a kept position reads is left out: a NaN there reaches neither the result nor a gradient,
     and the padding is never multiplied. Where the mask keeps so much that choosing does not pay (a share that
     depends on the channels, see csrc/rowconv/README.md; on CUDA only with a plan, which knows it), torch's
-    own convolution computes all positions: an infinite weight beside the border then gives what it gives
-    in :func:`torch.nn.functional.conv2d`.
+    own convolution computes all positions, in backward only where all are kept. Infinite weights beside the
+    border and the order of the sums are then those of :func:`torch.nn.functional.conv2d`, which may depend on
+    the number of threads; ``torch.use_deterministic_algorithms(True)`` excludes that path.
 
     Gradients: with dy(p) the gradient that reaches the result at a kept position p (with ``"nearest"`` that
     of all its copies, too), x, weight and bias get what a dense convolution gives for mask dy;
@@ -79,8 +80,8 @@ def perforated_conv2d(
         TypeError: wrong dtypes, or an argument of another kind.
         RuntimeError: no kernels for the device in this installation.
 
-    Differentiable in ``x``, ``weight``, ``bias``, ``base`` and a floating-point mask, once. Deterministic on
-    the CPU for any number of threads; on CUDA under ``torch.use_deterministic_algorithms(True)``. vmap may
+    Differentiable in ``x``, ``weight``, ``bias``, ``base`` and a floating-point mask, once. Deterministic, on
+    the CPU for any number of threads, under ``torch.use_deterministic_algorithms(True)``. vmap may
     batch every tensor (with weights or biases of their own, a loop over its members). ``torch.func.grad`` is
     not supported.
 
@@ -89,8 +90,9 @@ def perforated_conv2d(
     kept = (mask.mask, mask.positions, mask.rows) if isinstance(mask, MaskPlan) else (mask, None, None)
     numbers = (_pair("stride", stride), _pair("padding", padding), _pair("dilation", dilation), groups)
     settings = (*numbers, _fill_number(fill), *kept[1:])
+    deterministic = torch.are_deterministic_algorithms_enabled()
     try:
-        return _op(x, weight, kept[0], bias, base, *settings)
+        return _op(x, weight, kept[0], bias, base, *settings, deterministic)
     except (RuntimeError, TypeError) as error:
         return explain(_NAME, error, lambda: _check(x, weight, kept[0], bias, base, *settings))
 
@@ -226,7 +228,7 @@ def _check_base(
 
 @torch.library.register_fake("effops::perforated_conv2d")
 def _fake(x: Tensor, *arguments: Any) -> Tensor:
-    return _rowconv.new_maps(x, _check(x, *arguments))
+    return _rowconv.new_maps(x, _check(x, *arguments[:-1]))  # but whether it is deterministic
 
 
 @torch.library.register_fake("effops::perforated_conv2d_backward")
@@ -263,7 +265,7 @@ def _fake_backward(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, mask, bias, _, *ctx.settings, positions, rows = inputs
+    x, weight, mask, bias, _, *ctx.settings, positions, rows, _ = inputs
     ctx.save_for_backward(x, weight, mask, bias, positions, rows)
 
 
@@ -274,7 +276,7 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     deterministic = torch.are_deterministic_algorithms_enabled()
     found = _backward_op(grad_output, *tensors, *ctx.settings, positions, rows, *needs, deterministic)
     gradients = (gradient if need else None for gradient, need in zip(found, needs, strict=True))
-    return *gradients, *(None,) * 7
+    return *gradients, *(None,) * 8
 
 
 _autograd.install(_NAME, _save, _backward, differentiable=(0, 1, 2, 3, 4))
@@ -284,7 +286,7 @@ _autograd.refuse_second_derivatives(_NAME, differentiable=(0, 1, 2, 3, 4))
 
 # A plan keeps what is not 0: a mask that a cast would round to 0 stays float32.
 _CAST, _KEEP = _autocast.CAST, _autocast.KEEP
-_autocast.install(_NAME, (_CAST, _CAST, _autocast.FLOAT32, _CAST, _CAST, *(_KEEP,) * 7))
+_autocast.install(_NAME, (_CAST, _CAST, _autocast.FLOAT32, _CAST, _CAST, *(_KEEP,) * 8))
 
 # ------------------------------------------------------------------------------------------ vmap
 
@@ -316,7 +318,7 @@ def _fold_plan(
 @torch.library.register_vmap("effops::perforated_conv2d")
 def _vmap_rule(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Tensor, int]:
     size = info.batch_size
-    x, weight, mask, bias, base, *settings, positions, rows = inputs
+    x, weight, mask, bias, base, *settings, positions, rows, deterministic = inputs
     if _vmap.must_loop(size, in_dims[1], in_dims[3]):
         return _vmap.loop(_op, inputs, in_dims, size)
     output = _op(
@@ -326,7 +328,8 @@ def _vmap_rule(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Tenso
         bias,
         _fold(base, in_dims[4], size),
         *settings,
-        *_fold_plan(positions, rows, in_dims[-2:], size),
+        *_fold_plan(positions, rows, in_dims[-3:-1], size),
+        deterministic,
     )
     return _vmap.unfold(output, size), 0
 

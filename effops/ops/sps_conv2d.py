@@ -35,7 +35,7 @@ def sps_conv2d(
         out[i] = \sum_d act\Big(b_d + \sum_{u, v} W_d[:, :, u, v] \, f(x_i + d\,v,\; y_i + d\,u)\Big), \qquad
         f(x, y) = cat([active, passive])[index\_map[roi_i, y, x]]
 
-    with u and v from -(k - 1) / 2 to (k - 1) / 2: cross-correlation, as in
+    with u and v from -(k - 1) / 2 to (k - 1) / 2, the weights indexed from their centre: cross-correlation, as in
     :func:`torch.nn.functional.conv2d`, and the same numbers as a dense convolution with zero padding has at
     the active cells. Passive cells contribute in full, with the features that they have; cells outside the
     map are left out of the sum (the padding is never multiplied, so that an infinite weight does no harm).
@@ -58,7 +58,7 @@ def sps_conv2d(
     Raises:
         ValueError: wrong ranks or sizes, an even k, lists of different lengths, a dilation below 1, another
             activation, groups that do not divide the channels, tensors on different devices, and on the CPU
-            an id, a map or a cell that is read and out of range. CUDA kernels skip such an id (the host
+            an id, a map or a cell that is out of range. CUDA kernels skip such an id (the host
             never waits for them).
         TypeError: wrong dtypes, or an argument of another kind.
         RuntimeError: no kernels for the device in this installation.

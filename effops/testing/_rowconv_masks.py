@@ -223,12 +223,12 @@ def _masked_native(
 ) -> tuple[Any, ...]:
     plan = mask if isinstance(mask, MaskPlan) else MaskPlan(mask, None, None)  # type: ignore[arg-type]
     numbers = [list(_pair(value)) for value in (stride, padding, dilation)]
-    fills = (groups, _FILLS.index(fill), plan.positions, plan.rows)
+    fills = (groups, _FILLS.index(fill), plan.positions, plan.rows, False)
     return x, weight, plan.mask, bias, base, *numbers, *fills
 
 
 def _masked_backward(gradients: Sequence[Tensor], inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    x, weight, mask, bias, base, *settings = inputs
+    x, weight, mask, bias, base, *settings, _ = inputs
     need_mask = isinstance(mask, Tensor) and mask.is_floating_point()
     needs = (True, True, need_mask, bias is not None, base is not None, False)
     return *gradients, x, weight, mask, bias, *settings, *needs

@@ -401,3 +401,39 @@ def test_wrong_dtypes(perforated_conv2d, change):
     }
     with pytest.raises(TypeError, match="^perforated_conv2d: expected"):
         perforated_conv2d(**(arguments | {"padding": 1} | change))
+
+
+def test_large_masks_leave_out_what_they_skip():
+    """Large enough for the dense convolution of the CPU, whose gradients would multiply every pixel."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 32, 20, 20, generator=generator)
+    x[:, :, 1, 1] = torch.nan
+    weight = torch.randn(32, 32, 3, 3, generator=generator)
+    mask = torch.ones(1, 20, 20, dtype=torch.bool)
+    mask[:, :4, :4] = False
+    leaves = x.requires_grad_(), weight.requires_grad_()
+    out = effops.perforated_conv2d(*leaves, mask, padding=1)
+    assert bool(out.isfinite().all())
+    assert all(bool(gradient.isfinite().all()) for gradient in torch.autograd.grad(out.sum(), leaves))
+
+
+def test_deterministic_algorithms_exclude_the_dense_convolution():
+    """torch's convolution of these sizes depends on the number of threads."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 1000, 7, 7, generator=generator)
+    weight = torch.randn(300, 1000, 1, 1, generator=generator)
+    mask = torch.ones(1, 7, 7, dtype=torch.bool)
+    before = torch.get_num_threads()
+    torch.use_deterministic_algorithms(True)
+    results = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            leaves = x.clone().requires_grad_(), weight.clone().requires_grad_()
+            out = effops.perforated_conv2d(*leaves, mask)
+            results.append((out, *torch.autograd.grad(out.sum(), leaves)))
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
