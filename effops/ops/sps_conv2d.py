@@ -35,8 +35,8 @@ def sps_conv2d(
         out[i] = \sum_d act\Big(b_d + \sum_{u, v} W_d[:, :, u, v] \, f(x_i + d\,v,\; y_i + d\,u)\Big), \qquad
         f(x, y) = cat([active, passive])[index\_map[roi_i, y, x]]
 
-    with u and v from -(k - 1) / 2 to (k - 1) / 2, the weights indexed from their centre: cross-correlation, as
-    in :func:`torch.nn.functional.conv2d`, and the same numbers as a dense convolution with zero padding has at
+    with u and v from -(k - 1) / 2 to (k - 1) / 2, the weights indexed from their centre: cross-correlation,
+    as in :func:`torch.nn.functional.conv2d`, and the same numbers as a dense convolution with zero padding at
     the active cells. Passive cells contribute in full, with the features that they have; cells outside the
     map are left out of the sum (the padding is never multiplied, so that an infinite weight does no harm).
     Without lists there is one dilation d; with lists the branches are computed in one pass, and the
