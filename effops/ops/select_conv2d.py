@@ -29,7 +29,7 @@ def select_conv2d(
         p = choice[n, y, x]
 
     with the padding that keeps the size. A branch of dilation 0 is the identity, a copy of x without weight
-    and bias; the choice -1 gives 0. What no tap of the chosen branches reads is never touched, and the
+    and bias; the choice -1 gives 0. What no tap of the chosen branches reads has no influence, and the
     padding is never multiplied.
 
     Args:
