@@ -80,9 +80,10 @@ void copy_pixels(const std::vector<int64_t>& positions, const T* pixels, int64_t
       [&] { return std::vector<A>(kBlockRows * channels); },
       [&](std::vector<A>& rows, int64_t first, int64_t count) {
         for (int64_t i = 0; i < count; ++i) {
-          widen_row({pixels + positions[first + i] * channels, nullptr}, channels, &rows[i * channels]);
+          widen_row({pixels + positions[first + i] * channels, nullptr}, channels,
+                    rows.data() + i * channels);
         }
-        writer.write(&positions[first], count, [&](int64_t i) { return &rows[i * channels]; });
+        writer.write(&positions[first], count, [&](int64_t i) { return rows.data() + i * channels; });
       });
 }
 
@@ -158,14 +159,14 @@ void run_x(const Inputs& inputs, const T* grad, const Tensor& grad_x) {
           OutputSource<T, decltype(row_of)> source(inputs.geometry(p), row_of, out);
           block.clear(count);
           block.add(weights, source, first, count);
-          for (int64_t i = 0; i < count; ++i) add_sums(block.sums(i), in, &totals[(first + i) * in]);
+          for (int64_t i = 0; i < count; ++i) add_sums(block.sums(i), in, totals.data() + (first + i) * in);
         });
   }
   const MapWriter<T> writer(grad_x);
   for_row_blocks(
       inputs.cells(), kBlockRows, [] { return 0; },
       [&](int, int64_t first, int64_t count) {
-        writer.write_range(first, count, [&](int64_t i) { return &totals[(first + i) * in]; });
+        writer.write_range(first, count, [&](int64_t i) { return totals.data() + (first + i) * in; });
       });
 }
 
