@@ -1,6 +1,10 @@
 // Reading an SPS on the CPU: its ids and cells are checked before anything is found by them.
 #pragma once
 
+#include <algorithm>
+#include <limits>
+#include <type_traits>
+
 #include "sps.h"
 
 namespace effops::rowconv {
@@ -17,14 +21,17 @@ decltype(auto) with_ids(const Tensor& index_map, const F& f) {
 inline Tensor checked_index_map(const char* op, const Tensor& index_map, const SpsShape& shape) {
   const Tensor map = as_contiguous(index_map);
   with_ids(map, [&](const auto* ids) {
-    std::remove_const_t<std::remove_pointer_t<decltype(ids)>> least = 0, most = 0;
+    using Id = std::remove_const_t<std::remove_pointer_t<decltype(ids)>>;
     const int64_t cells = map.numel(), rows = shape.active + shape.passive;
+    const Id last = static_cast<Id>(std::min<int64_t>(rows - 1, std::numeric_limits<Id>::max()));
+    // Negative as soon as one id is below 0 or above the last: without a branch, so that the loop vectorises.
+    Id signs = 0;
     for (int64_t i = 0; i < cells; ++i) {
-      least = ids[i] < least ? ids[i] : least;
-      most = ids[i] > most ? ids[i] : most;
+      signs |= ids[i] | static_cast<Id>(static_cast<std::make_unsigned_t<Id>>(last) - ids[i]);
     }
-    if (cells > 0 && (least < 0 || most >= rows)) {
-      fail(op, ": expected index_map in [0, NA + NP = ", rows, "), got ", least < 0 ? least : most);
+    for (int64_t i = 0; signs < 0 && i < cells; ++i) {
+      if (ids[i] >= 0 && ids[i] <= last) continue;
+      fail(op, ": expected index_map in [0, NA + NP = ", rows, "), got ", ids[i]);
     }
   });
   return map;
