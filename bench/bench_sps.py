@@ -2,7 +2,7 @@
 
 Three times, starting from maps of 14 x 14 active cells, the 10,000 best cells are kept and doubled: 128
 channels on 28 x 28 cells, then 64 on 56 x 56 and 32 on 112 x 112, with passive rows that serve blocks of up
-to 8 x 8 cells. `points` are cells.
+to 8 x 8 cells. "scattered": as many active cells, each alone somewhere. `points` are cells.
 """
 
 from __future__ import annotations
@@ -38,8 +38,22 @@ def _structure(side: int) -> SPS:
     return effops.sps_refine(coarse, scores, _KEPT)
 
 
-def _sps(side: int, channels: int, dtype: torch.dtype, device: str) -> SPS:
-    sps, generator = _structure(side), torch.Generator().manual_seed(channels)
+@functools.cache
+def _scattered(side: int) -> SPS:
+    """As many rows, but the active cells lie singly, anywhere; runs of passive cells share a row."""
+    like = _structure(side)
+    order = torch.rand(like.index_map.numel(), generator=torch.Generator().manual_seed(side)).argsort()
+    mask = torch.zeros(like.index_map.numel(), dtype=torch.bool)
+    mask[order[: len(like.active)]] = True
+    sps = effops.sps_from_dense(torch.zeros(_MAPS, 1, side, side), mask.view_as(like.index_map))
+    rows, cells = len(like.passive), len(sps.passive)
+    shared = len(sps.active) + (sps.index_map.long() - len(sps.active)) * rows // cells
+    ids = torch.where(sps.index_map < len(sps.active), sps.index_map, shared).int()
+    return replace(sps, passive=sps.passive[:rows], index_map=ids).validate()
+
+
+def _sps(side: int, channels: int, dtype: torch.dtype, device: str, structure=_structure) -> SPS:
+    sps, generator = structure(side), torch.Generator().manual_seed(channels)
     active, passive = (
         torch.randn(len(rows), channels, generator=generator) for rows in (sps.active, sps.passive)
     )
@@ -101,12 +115,13 @@ def memory_case(device: str, name: str) -> tuple[Callable[[], Tensor], Callable[
 @pytest.mark.parametrize("direction", _DIRECTIONS)
 @pytest.mark.parametrize("dtype_name", ["float32", "bfloat16"])
 @pytest.mark.parametrize("channels", _SIDES)
-def test_sps_conv2d(channels, dtype_name, direction, device, race, benchmark):
+@pytest.mark.parametrize("structure", [_structure, _scattered], ids=["refined", "scattered"])
+def test_sps_conv2d(structure, channels, dtype_name, direction, device, race, benchmark):
     """Beside the matrix product alone, of rows of all taps that are there already."""
     if device == "cpu" and dtype_name == "bfloat16" and direction != "forward":
         pytest.skip("for GPUs")
     side = _SIDES[channels]
-    sps = _sps(side, channels, getattr(torch, dtype_name), device)
+    sps = _sps(side, channels, getattr(torch, dtype_name), device, structure)
     functions = {"effops": _effops(sps, [1], None), "PyTorch": _plain(sps, [1], None)}
     if channels == 128:  # half of the cells are active: at the later stages there are far fewer
         functions["dense conv2d"] = functools.partial(peers_rowconv.sps_conv2d_of_all, sps)
@@ -118,7 +133,7 @@ def test_sps_conv2d(channels, dtype_name, direction, device, race, benchmark):
         matrix = torch.randn(9 * channels, channels, device=device).to(sps.active)
         others["mm"] = lambda: torch.mm(taps, matrix)
     benchmark.group = "sps_conv2d"
-    shape = f"sps_conv2d C={channels}, {side} x {side}"
+    shape = f"sps_conv2d C={channels}, {side} x {side}" + (", scattered" if structure is _scattered else "")
     benchmark.extra_info.update(op="sps_conv2d", shape=shape, dtype=dtype_name, direction=direction)
     times = race(
         calls.pop("effops"),
@@ -129,7 +144,7 @@ def test_sps_conv2d(channels, dtype_name, direction, device, race, benchmark):
     )
     if others:
         benchmark.extra_info["rate_of_mm"] = round(times["mm"] / times["effops"], 2)
-    if (channels, dtype_name, direction) == (128, "float32", "forward"):
+    if (structure, channels, dtype_name, direction) == (_structure, 128, "float32", "forward"):
         needed = {
             name: memory.extra_bytes("bench_sps", "memory_case", device, name)
             for name in ("effops", "PyTorch")
