@@ -25,8 +25,7 @@ inline double break_even(const PerforatedShape& shape, ScalarType dtype) {
                             ? 1  // depthwise: the columns are the groups
                             : static_cast<double>(outputs) /
                                   static_cast<double>(whole_registers<float>(outputs));
-  const double most = dtype == ScalarType::Float ? 0.88 : 0.8;
-  return std::max(0.15, most * filled * per_element / (per_element + 150));
+  return std::max(0.15, 0.88 * filled * per_element / (per_element + 150));
 }
 
 // Small problems are not worth the call of another op.
