@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "geometry_math.h"
-#include "maps.h"
+#include "../common/maps.h"
 #include "mask_plan.h"
 #include "sps_conv2d.h"
 

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "geometry_math.h"
-#include "maps.h"
+#include "../common/maps.h"
 #include "planes_cpu.h"
 #include "row_gemm_cpu.h"
 

@@ -1,7 +1,7 @@
 // Maps [N, C, H, W] as the kernels over chosen pixels read them.
 #pragma once
 
-#include "maps.h"
+#include "../common/maps.h"
 #include "row_gemm_cuda.cuh"
 #include "row_pixel_kernels.cuh"
 
@@ -11,9 +11,6 @@ namespace effops::rowconv {
 inline Tensor pixel_rows_of(const Tensor& maps) {
   return torch::stable::contiguous(maps, torch::headeronly::MemoryFormat::ChannelsLast);
 }
-
-// In either format, as it is.
-inline Tensor as_maps(const Tensor& maps) { return is_channels_last(maps) ? maps : as_contiguous(maps); }
 
 inline MapLayout layout_of(const Tensor& maps) {
   return map_layout(is_channels_last(maps), maps.size(1), maps.size(2) * maps.size(3));

@@ -5,10 +5,15 @@ differentiable by autograd, exact to rounding in float64, and need no compiled c
 """
 
 from effops.reference.binnorm import binnorm
+from effops.reference.expected_flow import expected_flow
+from effops.reference.filter_flow import filter_flow
 from effops.reference.hamming_distance import hamming_distance
 from effops.reference.hamming_knn import hamming_knn
 from effops.reference.hamming_match import hamming_match
+from effops.reference.local_attention import local_attention
 from effops.reference.ms_deform_attn import ms_deform_attn
+from effops.reference.neighborhood_dot import neighborhood_dot
+from effops.reference.neighborhood_mix import neighborhood_mix
 from effops.reference.pack_bits import pack_bits, unpack_bits
 from effops.reference.perforated_conv2d import perforated_conv2d
 from effops.reference.plan_mask import plan_mask
@@ -23,10 +28,15 @@ from effops.reference.topk_pack import topk_pack
 
 __all__ = [
     "binnorm",
+    "expected_flow",
+    "filter_flow",
     "hamming_distance",
     "hamming_knn",
     "hamming_match",
+    "local_attention",
     "ms_deform_attn",
+    "neighborhood_dot",
+    "neighborhood_mix",
     "pack_bits",
     "perforated_conv2d",
     "plan_mask",

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from effops._sps import SPS, check_ranges
 from effops.reference._bilinear import check_floating, check_shape
+from effops.reference._maps import in_format_of
 
 
 class Cells(NamedTuple):
@@ -68,11 +69,8 @@ def to_map(rows: Tensor, like: Tensor, height: int, width: int) -> Tensor:
 
     Channels_last if `like` is channels_last and not contiguous at the same time.
     """
-    is_channels_last = like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous()
-    memory_format = torch.channels_last if is_channels_last else torch.contiguous_format
     maps = rows.unflatten(0, (len(like), height, width)).permute(0, 3, 1, 2)
-    out: Tensor = maps.to(like.dtype).contiguous(memory_format=memory_format)
-    return out
+    return in_format_of(maps.to(like.dtype), like)
 
 
 def cells_of(positions: Tensor, height: int, width: int) -> Cells:
