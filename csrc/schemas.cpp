@@ -35,4 +35,15 @@ STABLE_TORCH_LIBRARY(effops, m) {
   m.def("perforated_conv2d_backward(Tensor grad_output, Tensor x, Tensor weight, Tensor mask, Tensor? bias, int[] stride, int[] padding, int[] dilation, int groups, int fill, Tensor? positions, Tensor? rows, bool need_x, bool need_weight, bool need_mask, bool need_bias, bool need_base, bool deterministic) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("select_conv2d(Tensor x, Tensor weights, Tensor choice, Tensor? bias, int[] dilations) -> Tensor");
   m.def("select_conv2d_backward(Tensor grad_output, Tensor x, Tensor weights, Tensor choice, int[] dilations, bool need_x, bool need_weights, bool need_bias, bool deterministic) -> (Tensor, Tensor, Tensor)");
+  // localfilter
+  m.def("filter_flow(Tensor image, Tensor filters, int normalize, int padding_mode, int stride, int upsample, int dilation, int groups, bool return_flow) -> (Tensor, Tensor, Tensor)");
+  m.def("filter_flow_backward(Tensor grad_output, Tensor? grad_flow, Tensor image, Tensor filters, Tensor output, Tensor? flow, Tensor normalizer, int normalize, int padding_mode, int stride, int upsample, int dilation, int groups, bool need_image, bool need_filters) -> (Tensor, Tensor)");
+  m.def("expected_flow(Tensor filters, int normalize, int dilation, int groups) -> (Tensor, Tensor)");
+  m.def("expected_flow_backward(Tensor grad_flow, Tensor filters, Tensor flow, Tensor normalizer, int normalize, int dilation, int groups) -> Tensor");
+  m.def("local_attention(Tensor q, Tensor k, Tensor v, int window, int dilation, float scale, int border) -> (Tensor, Tensor)");
+  m.def("local_attention_backward(Tensor grad_output, Tensor q, Tensor k, Tensor v, Tensor output, Tensor log_sum_exp, int window, int dilation, float scale, int border, bool need_q, bool need_k, bool need_v) -> (Tensor, Tensor, Tensor)");
+  m.def("neighborhood_dot(Tensor q, Tensor k, int window, int dilation) -> Tensor");
+  m.def("neighborhood_dot_backward(Tensor grad_output, Tensor q, Tensor k, int window, int dilation, bool need_q, bool need_k) -> (Tensor, Tensor)");
+  m.def("neighborhood_mix(Tensor weights, Tensor v, int dilation) -> Tensor");
+  m.def("neighborhood_mix_backward(Tensor grad_output, Tensor weights, Tensor v, int dilation, bool need_weights, bool need_v) -> (Tensor, Tensor)");
 }

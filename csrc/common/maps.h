@@ -25,7 +25,8 @@ inline Tensor new_maps(const Tensor& x, const std::vector<int64_t>& sizes,
                        std::optional<ScalarType> dtype = std::nullopt) {
   const auto format = is_channels_last(x) ? torch::headeronly::MemoryFormat::ChannelsLast
                                           : torch::headeronly::MemoryFormat::Contiguous;
-  return torch::stable::empty(sizes, dtype.value_or(x.scalar_type()), std::nullopt, x.device(), std::nullopt, format);
+  return torch::stable::empty(sizes, dtype.value_or(x.scalar_type()), std::nullopt, x.device(), std::nullopt,
+                              format);
 }
 
 }  // namespace effops

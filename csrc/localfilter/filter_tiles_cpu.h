@@ -1,0 +1,181 @@
+// How the CPU ops of this engine split their work, and the memory that a thread keeps from tile to tile.
+#pragma once
+
+#include <memory>
+
+#include "filter_flow.h"
+#include "window_tile_cpu.h"
+
+namespace effops::localfilter {
+
+// A tensor whose rows lie in memory as they are read: pixels next to each other.
+inline Tensor with_plain_rows(const Tensor& maps) {
+  return maps.size(3) <= 1 || maps.stride(3) == 1 ? maps : torch::stable::contiguous(maps);
+}
+
+// Memory of one thread. What nobody writes, the zeros beside rows, stays as it is while tiles look the same.
+template <typename A>
+class Buffer {
+ public:
+  A* sized(int64_t size) {
+    if (size > static_cast<int64_t>(memory_.size())) memory_.resize(size);
+    return memory_.data();
+  }
+  A* between_zeros(int64_t size, int64_t width) {
+    if (size != size_ || width != width_) memory_.assign(size, A(0));
+    size_ = size;
+    width_ = width;
+    return memory_.data();
+  }
+
+ private:
+  std::vector<A> memory_;
+  int64_t size_ = -1, width_ = -1;
+};
+
+// Tiles of equal size that cover the output; the last ones may be smaller. Their sizes do not depend on the
+// number of threads.
+struct TileGrid {
+  int64_t rows, columns;       // of a tile
+  int64_t down, across;        // tiles
+  int64_t out_rows, out_columns;
+
+  TileGrid(const Window& window, int64_t tile_rows, int64_t tile_columns)
+      : rows(tile_rows),
+        columns(whole_registers(divide_up(window.out_width, divide_up(window.out_width, tile_columns)))),
+        down(divide_up(window.out_height, rows)),
+        across(divide_up(window.out_width, columns)),
+        out_rows(window.out_height),
+        out_columns(window.out_width) {}
+
+  int64_t first_row(int64_t tile) const { return tile * rows; }
+  int64_t rows_of(int64_t tile) const { return std::min(rows, out_rows - tile * rows); }
+  int64_t first_column(int64_t tile) const { return tile * columns; }
+  int64_t columns_of(int64_t tile) const { return std::min(columns, out_columns - tile * columns); }
+};
+
+constexpr int64_t kFewRows = 16, kFewColumns = 512;  // of tiles with few channels
+constexpr int64_t kManyColumns = 128;
+constexpr int64_t kWeightBytes = 384 << 10, kStagedBytes = 192 << 10;  // of the second-level cache
+
+// Tiles whose weights of all taps, `copies` times, stay in the second-level cache.
+inline TileGrid grid_of_weights(const Window& window, int64_t element, int64_t copies) {
+  const int64_t width = std::min(kManyColumns, whole_registers(window.out_width));
+  const int64_t bytes = window.taps() * width * element * copies;
+  const int64_t rows = std::clamp<int64_t>(kWeightBytes / bytes / 2 * 2, 2, 16);
+  return TileGrid(window, rows, kManyColumns);
+}
+
+// Channels whose pixels stay there, too.
+inline int64_t channels_at_a_time(int64_t bytes_per_channel) {
+  return std::max<int64_t>(8, kStagedBytes / std::max<int64_t>(1, bytes_per_channel) / 8 * 8);
+}
+
+// Calls f(first, count) for the channels, so many at a time.
+template <typename F>
+void for_channels(int64_t channels, int64_t at_a_time, const F& f) {
+  for (int64_t first = 0; first < channels; first += at_a_time)
+    f(first, std::min(at_a_time, channels - first));
+}
+
+// The part of FilterRow that a tile fixes.
+inline FilterRow filter_row(const Window& window, int normalize, const TileRows& rows,
+                            const TileColumns& columns, int64_t row) {
+  FilterRow result{};
+  result.count = columns.count;
+  result.kernel = window.kernel;
+  result.normalize = normalize;
+  result.renormalize = window.padding == kRenormalize;
+  result.first = columns.first_inside.data();
+  result.last = columns.last_inside.data();
+  result.all_first = columns.all_first;
+  result.all_last = columns.all_last;
+  result.rows_inside = rows.inside.data() + row * window.kernel;
+  result.first_offset = static_cast<double>(window.offset(0));
+  result.step = static_cast<double>(window.dilation);
+  return result;
+}
+
+// ---------------------------------------------------------------------------------------- image gradients
+
+// Sums of the image's gradient, one per band of output rows: windows of neighbouring bands overlap, so each
+// has rows of its own, which are added in order at the end.
+template <typename A>
+class ImageBands {
+ public:
+  // An image here is a group of channels: `channels` is their number.
+  ImageBands(const Window& window, const TileGrid& grid, int64_t images, int64_t channels)
+      : window_(window),
+        images_(images),
+        channels_(channels),
+        tiles_(std::max<int64_t>(1, divide_up(kLeastRows, grid.rows))),
+        bands_(divide_up(grid.down, tiles_)) {
+    for (int64_t band = 0; band < bands_; ++band) {
+      int64_t first = INT64_MAX, last = 0;
+      for (int64_t tile = first_tile(band); tile < last_tile(band, grid); ++tile) {
+        const auto [low, high] = TileRows(window, grid.first_row(tile), grid.rows_of(tile)).image_range();
+        first = std::min(first, low);
+        last = std::max(last, high);
+      }
+      first_row_.push_back(first);
+      last_row_.push_back(last);
+      begin_.push_back(size_);
+      size_ += (last - first) * window.width * channels;
+    }
+    memory_.reset(new A[images * size_]);
+  }
+
+  int64_t bands() const { return bands_; }
+  int64_t first_tile(int64_t band) const { return band * tiles_; }
+  int64_t last_tile(int64_t band, const TileGrid& grid) const {
+    return std::min(grid.down, (band + 1) * tiles_);
+  }
+
+  void clear(int64_t image, int64_t band) {
+    const int64_t end = band + 1 < bands_ ? begin_[band + 1] : size_;
+    std::fill(at(image, band), at(image, 0) + end, A(0));
+  }
+  void add(const WindowTile<A>& tile, const A* staged, int64_t image, int64_t band, int64_t channel,
+           int64_t channels) {
+    const int64_t stride = channel_stride(band);
+    tile.fold(staged, channels, first_row_[band], stride, at(image, band) + channel * stride);
+  }
+
+  // Adds the bands up, of groups of channels of the gradient.
+  void write(const MapView& grad, int64_t groups) const {
+    parallel_for(images_ * channels_ * window_.height, divide_up(1 << 14, window_.width),
+                 [&](int64_t begin, int64_t end) {
+                   std::vector<A> row(whole_registers(window_.width));
+                   for (int64_t i = begin; i < end; ++i) {
+                     const int64_t y = i % window_.height, c = i / window_.height % channels_;
+                     write_row(grad, groups, i / window_.height / channels_, c, y, row);
+                   }
+                 });
+  }
+
+ private:
+  static constexpr int64_t kLeastRows = 16;  // of a band, or the overlap is most of it
+
+  int64_t channel_stride(int64_t band) const { return (last_row_[band] - first_row_[band]) * window_.width; }
+  A* at(int64_t image, int64_t band) const { return memory_.get() + image * size_ + begin_[band]; }
+
+  void write_row(const MapView& grad, int64_t groups, int64_t image, int64_t c, int64_t y,
+                 std::vector<A>& row) const {
+    std::fill(row.begin(), row.end(), A(0));
+    for (int64_t band = 0; band < bands_; ++band) {
+      if (y < first_row_[band] || y >= last_row_[band]) continue;
+      const A* from = at(image, band) + c * channel_stride(band) + (y - first_row_[band]) * window_.width;
+      tile_row_kernels().add[WindowTile<A>::kIndex](from, window_.width, row.data());
+    }
+    tile_row_kernels().write[static_cast<int>(grad.type)](
+        row.data(), nullptr, window_.width, grad.at(image / groups, image % groups * channels_ + c, y, 0),
+        grad.strides[3]);
+  }
+
+  const Window& window_;
+  int64_t images_, channels_, tiles_, bands_, size_ = 0;
+  std::vector<int64_t> first_row_, last_row_, begin_;
+  std::unique_ptr<A[]> memory_;
+};
+
+}  // namespace effops::localfilter
