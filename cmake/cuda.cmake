@@ -48,6 +48,10 @@ add_library(effops_cuda SHARED
   csrc/binary/hamming_cuda.cu
   csrc/binary/pack_bits_cuda.cu
   csrc/binary/topk_pack_cuda.cu
+  csrc/localfilter/filter_flow_backward_cuda.cu
+  csrc/localfilter/filter_flow_cuda.cu
+  csrc/localfilter/local_attention_cuda.cu
+  csrc/localfilter/neighborhood_cuda.cu
   csrc/rowconv/cell_buckets_cuda.cu
   csrc/rowconv/mask_plan_cuda.cu
   csrc/rowconv/perforated_conv2d_cuda.cu

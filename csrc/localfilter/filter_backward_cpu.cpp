@@ -15,22 +15,14 @@ struct Backward {
   const int64_t channels = shape.channels / shape.groups;  // of a group
 
   const Tensor any = call.filters ? *call.filters : *call.grad_filters;  // where an argument is missing
-  const Tensor plain_filters = with_plain_rows(any);
-  const MapView filters{plain_filters};
+  const FilterPlanes filters{any};
   const MapView image = view(call.image), grad_output = view(call.grad_output), output = view(call.output);
   const MapView flow = view(call.flow), grad_flow = view(call.grad_flow);
   const Tensor plain_normalizer = normalized ? as_contiguous(*call.normalizer) : any;
   const A* normalizer = static_cast<const A*>(plain_normalizer.const_data_ptr());
-  // The gradient of the filters as planes; copied if that is not how it lies in memory.
-  const Tensor planes = !call.grad_filters                   ? any
-                        : call.grad_filters->is_contiguous() ? *call.grad_filters
-                                                             : new_planes(*call.grad_filters);
-  const MapView grad_filters{planes};
+  const FilterPlanes grad_filters{call.grad_filters ? *call.grad_filters : any};
 
   MapView view(const std::optional<Tensor>& maps) const { return MapView(maps ? *maps : any); }
-  static Tensor new_planes(const Tensor& like) {
-    return empty_of(like, {like.size(0), like.size(1), like.size(2), like.size(3)});
-  }
   bool is_few() const {
     return channels <= kFewChannels && call.filters &&
            (channels == 0 || (window.dilation == 1 && window.stride == 1 && window.upsample == 1));
@@ -93,10 +85,14 @@ struct Backward {
     return grad;
   }
 
-  FilterRow row_of(const WindowTile<A>& tile, int64_t r, int64_t n, int64_t group, int64_t y) const {
+  FilterPlanes::Row place(const WindowTile<A>& tile, int64_t n, int64_t group, int64_t y) const {
+    const TileColumns& columns = tile.columns();
+    return {n, group * window.taps(), window.taps(), y, columns.first, columns.count};
+  }
+  FilterRow row_of(const WindowTile<A>& tile, int64_t r, const FilterPlanes::Planes& planes) const {
     FilterRow row = filter_row(window, shape.normalize, tile.rows(), tile.columns(), r);
-    row.filters = filters.at(n, group * window.taps(), y + r, tile.columns().first);
-    row.plane_stride = filters.strides[1];
+    row.filters = planes.data;
+    row.plane_stride = planes.stride;
     return row;
   }
 
@@ -134,9 +130,10 @@ struct Backward {
   struct FewBuffers {
     Statistics statistics;
     Buffer<A> staged, weights, grad_image;
+    Buffer<char> filters, grad_filters;
   };
   void run_few() const {
-    const TileGrid grid(window, kFewRows, kFewColumns);
+    const TileGrid grid = grid_of_few(window, filters);
     ImageBands<A> bands = bands_of(grid);
     for_bands<FewBuffers>(
         grid, bands,
@@ -149,8 +146,12 @@ struct Backward {
           A* sums = buffers.grad_image.sized(tile.staged_size(channels));
           std::fill_n(sums, tile.staged_size(channels), A(0));
           for (int64_t r = 0; r < tile.rows().count; ++r) {
-            row_gradients(buffers, tile, row_of(tile, r, n, group, y), r, staged, grad, saved,
-                          grad_filters.at(n, group * window.taps(), y + r, tile.columns().first), sums);
+            const FilterPlanes::Row row = place(tile, n, group, y + r);
+            const auto given = filters.read(row, buffers.filters);
+            const auto wanted = call.grad_filters ? grad_filters.target(row, buffers.grad_filters)
+                                                  : FilterPlanes::Planes{nullptr, 0};
+            row_gradients(buffers, tile, row_of(tile, r, given), r, staged, grad, saved, wanted, sums);
+            if (call.grad_filters) grad_filters.finish(row, wanted);
           }
           if (call.grad_image) fold(sums, 0, channels);
         });
@@ -158,8 +159,9 @@ struct Backward {
 
   // One row of pixels: two rows of taps at a time.
   void row_gradients(FewBuffers& buffers, const WindowTile<A>& tile, const FilterRow& row, int64_t r,
-                     const A* staged, A* grad, const Rows& saved, void* grad_filters_row, A* sums) const {
-    const auto run = filter_row_kernels().gradient[static_cast<int>(filters.type)][channels];
+                     const A* staged, A* grad, const Rows& saved, const FilterPlanes::Planes& wanted,
+                     A* sums) const {
+    const auto run = filter_row_kernels().gradient[filters.type()][channels];
     const TileColumns& columns = tile.columns();
     const int64_t taps_size = window.kernel * columns.row_pitch;
     A* weights = buffers.weights.between_zeros(2 * taps_size, columns.width) + columns.margin;
@@ -170,8 +172,8 @@ struct Backward {
     job.normalizer = saved.by + r * columns.width;
     job.mean = saved.mean + r * columns.width;
     job.grad_flow = saved.grad_flow ? tile.pixels_row(saved.grad_flow, r) : nullptr;
-    job.grad_filters = call.grad_filters ? grad_filters_row : nullptr;
-    job.grad_plane_stride = grad_filters.strides[1];
+    job.grad_filters = wanted.data;
+    job.grad_plane_stride = wanted.stride;
     job.weights_stride = columns.row_pitch;
     const auto read_row = [&](int64_t dy) { return tile.rows().read_row[r * window.kernel + dy]; };
     for (int64_t dy = 0; dy < window.kernel; dy += 2) {
@@ -194,6 +196,7 @@ struct Backward {
   struct ManyBuffers {
     Statistics statistics;
     Buffer<A> weights, slopes, staged, grad_image;
+    Buffer<char> filters, grad_filters;
   };
   void run_many() const {
     const TileGrid grid = grid_of_weights(window, sizeof(A), 2);
@@ -205,7 +208,7 @@ struct Backward {
           const Rows saved = statistics(buffers.statistics, tile, n, group, y);
           A* weights = buffers.weights.between_zeros(tile.weights_size(), tile.columns().width);
           A* slopes = buffers.slopes.sized(tile.weights_size());
-          if (call.filters) weigh_rows(tile, n, group, y, saved, weights);
+          if (call.filters) weigh_rows(buffers, tile, n, group, y, saved, weights);
           if (channels == 0) std::fill_n(slopes, tile.weights_size(), A(0));
           const int64_t together = channels_at_a_time(tile.staged_stride() * sizeof(A));
           for_channels(channels, together, [&](int64_t first, int64_t count) {
@@ -222,25 +225,26 @@ struct Backward {
               fold(sums, first, count);
             }
           });
-          if (call.grad_filters) write_slopes(tile, n, group, y, saved, weights, slopes);
+          if (call.grad_filters) write_slopes(buffers, tile, n, group, y, saved, weights, slopes);
         });
   }
 
-  void weigh_rows(const WindowTile<A>& tile, int64_t n, int64_t group, int64_t y, const Rows& saved,
-                  A* weights) const {
-    const auto run = tile_row_kernels().weigh[static_cast<int>(filters.type)];
+  void weigh_rows(ManyBuffers& buffers, const WindowTile<A>& tile, int64_t n, int64_t group, int64_t y,
+                  const Rows& saved, A* weights) const {
+    const auto run = tile_row_kernels().weigh[filters.type()];
     for (int64_t r = 0; r < tile.rows().count; ++r) {
       WeighRow job{};
       job.weights = tile.weights_row(weights, r);
       job.tap_stride = tile.columns().row_pitch;
       job.normalizer = saved.by + r * tile.columns().width;
-      run(row_of(tile, r, n, group, y), job);
+      const auto planes = filters.read(place(tile, n, group, y + r), buffers.filters);
+      run(row_of(tile, r, planes), job);
     }
   }
 
-  void write_slopes(const WindowTile<A>& tile, int64_t n, int64_t group, int64_t y, const Rows& saved,
-                    A* weights, A* slopes) const {
-    const auto run = tile_row_kernels().slopes[static_cast<int>(grad_filters.type)];
+  void write_slopes(ManyBuffers& buffers, const WindowTile<A>& tile, int64_t n, int64_t group, int64_t y,
+                    const Rows& saved, A* weights, A* slopes) const {
+    const auto run = tile_row_kernels().slopes[grad_filters.type()];
     for (int64_t r = 0; r < tile.rows().count; ++r) {
       SlopeRow job{};
       job.weights = tile.weights_row(weights, r);
@@ -250,9 +254,12 @@ struct Backward {
       job.mean = saved.mean + r * tile.columns().width;
       job.grad_flow = saved.grad_flow ? tile.pixels_row(saved.grad_flow, r) : nullptr;
       job.flow_stride = tile.pixels_stride();
-      job.grad_filters = grad_filters.at(n, group * window.taps(), y + r, tile.columns().first);
-      job.grad_plane_stride = grad_filters.strides[1];
-      run(row_of(tile, r, n, group, y), job);
+      const FilterPlanes::Row row = place(tile, n, group, y + r);
+      const auto planes = grad_filters.target(row, buffers.grad_filters);
+      job.grad_filters = planes.data;
+      job.grad_plane_stride = planes.stride;
+      run(row_of(tile, r, planes), job);
+      grad_filters.finish(row, planes);
     }
   }
 };
@@ -264,10 +271,6 @@ void filter_backward(const FilterBackward& call) {
   const auto run = [&](const auto& backward) {
     if (call.shape.batch * window.out_height * window.out_width == 0) return;
     backward.is_few() ? backward.run_few() : backward.run_many();
-    if (call.grad_filters && !call.grad_filters->is_contiguous()) {
-      Tensor target = *call.grad_filters;
-      torch::stable::copy_(target, backward.planes);
-    }
   };
   if ((call.filters ? call.filters : call.grad_filters)->scalar_type() == ScalarType::Double) {
     run(Backward<double>{call});

@@ -10,11 +10,10 @@ struct Forward {
   const FilterForward& call;
   const FilterShape& shape = call.shape;
   const Window& window = shape.window;
-  const Tensor plain_filters = with_plain_rows(call.filters);
-  const MapView filters{plain_filters};
-  const MapView image{call.image ? *call.image : plain_filters};
-  const MapView output{call.output ? *call.output : plain_filters};
-  const MapView flow{call.flow ? *call.flow : plain_filters};
+  const FilterPlanes filters{call.filters};
+  const MapView image{call.image ? *call.image : call.filters};
+  const MapView output{call.output ? *call.output : call.filters};
+  const MapView flow{call.flow ? *call.flow : call.filters};
   A* normalizer = static_cast<A*>(call.normalizer.mutable_data_ptr());
   const int64_t channels = shape.channels / shape.groups;  // of a group
 
@@ -28,10 +27,12 @@ struct Forward {
     int64_t n, group, y, x;  // the first pixel of a row of a tile
   };
 
-  FilterRow row_of(const WindowTile<A>& tile, int64_t row, const Place& at) const {
+  FilterRow row_of(const WindowTile<A>& tile, int64_t row, const Place& at, Buffer<char>& memory) const {
     FilterRow result = filter_row(window, shape.normalize, tile.rows(), tile.columns(), row);
-    result.filters = filters.at(at.n, at.group * window.taps(), at.y, at.x);
-    result.plane_stride = filters.strides[1];
+    const int64_t taps = window.taps();
+    const auto planes = filters.read({at.n, at.group * taps, taps, at.y, at.x, result.count}, memory);
+    result.filters = planes.data;
+    result.plane_stride = planes.stride;
     return result;
   }
 
@@ -68,34 +69,35 @@ struct Forward {
 
   struct FewBuffers {
     Buffer<A> staged, sums;
+    Buffer<char> filters;
   };
   void run_few() const {
-    const auto run = filter_row_kernels().sums[static_cast<int>(filters.type)][channels];
-    for_tiles<FewBuffers>(
-        TileGrid(window, kFewRows, kFewColumns),
-        [&](FewBuffers& buffers, const WindowTile<A>& tile, int64_t n, int64_t group, int64_t y) {
-          A* staged = buffers.staged.sized(tile.staged_size(channels));
-          tile.stage(image, n, group * channels, channels, staged);
-          const int64_t stride = tile.columns().width, pitch = tile.columns().pitch;
-          A* sums = buffers.sums.sized((channels + 4) * stride);
-          for (int64_t r = 0; r < tile.rows().count; ++r) {
-            const Place at{n, group, y + r, tile.columns().first};
-            const int64_t first_read = tile.rows().read_row[r * window.kernel];
-            run(row_of(tile, r, at),
-                {staged + first_read * pitch, tile.staged_stride(), pitch, shape.flow, sums, stride});
-            for (int64_t c = 0; c < channels; ++c) {
-              tile.write_row(sums + c * stride, nullptr, output, n, group * channels + c, at.y);
-            }
-            write_statistics(tile, sums + channels * stride, stride, at);
-          }
-        });
+    const auto run = filter_row_kernels().sums[filters.type()][channels];
+    for_tiles<FewBuffers>(grid_of_few(window, filters), [&](FewBuffers& buffers, const WindowTile<A>& tile,
+                                                            int64_t n, int64_t group, int64_t y) {
+      A* staged = buffers.staged.sized(tile.staged_size(channels));
+      tile.stage(image, n, group * channels, channels, staged);
+      const int64_t stride = tile.columns().width, pitch = tile.columns().pitch;
+      A* sums = buffers.sums.sized((channels + 4) * stride);
+      for (int64_t r = 0; r < tile.rows().count; ++r) {
+        const Place at{n, group, y + r, tile.columns().first};
+        const int64_t first_read = tile.rows().read_row[r * window.kernel];
+        run(row_of(tile, r, at, buffers.filters),
+            {staged + first_read * pitch, tile.staged_stride(), pitch, shape.flow, sums, stride});
+        for (int64_t c = 0; c < channels; ++c) {
+          tile.write_row(sums + c * stride, nullptr, output, n, group * channels + c, at.y);
+        }
+        write_statistics(tile, sums + channels * stride, stride, at);
+      }
+    });
   }
 
   struct ManyBuffers {
     Buffer<A> weights, sums, staged, outputs;
+    Buffer<char> filters;
   };
   void run_many() const {
-    const auto weigh = tile_row_kernels().weigh[static_cast<int>(filters.type)];
+    const auto weigh = tile_row_kernels().weigh[filters.type()];
     for_tiles<ManyBuffers>(
         grid_of_weights(window, sizeof(A), 1),
         [&](ManyBuffers& buffers, const WindowTile<A>& tile, int64_t n, int64_t group, int64_t y) {
@@ -110,7 +112,7 @@ struct Forward {
             job.sums = sums + r * 4 * stride;
             job.sums_stride = stride;
             job.flow = shape.flow;
-            weigh(row_of(tile, r, at), job);
+            weigh(row_of(tile, r, at, buffers.filters), job);
             write_statistics(tile, sums + r * 4 * stride, stride, at);
           }
           const int64_t together = channels_at_a_time(tile.staged_stride() * sizeof(A));

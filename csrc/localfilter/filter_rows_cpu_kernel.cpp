@@ -24,10 +24,10 @@ EFFOPS_INLINE void prefetch_ahead(const F* p) {
   __builtin_prefetch(reinterpret_cast<const char*>(p) + kPrefetchedBytes);
 }
 
-// The end of the group of taps that begins at dx: groups of about equal size.
-EFFOPS_INLINE int64_t group_end(int64_t kernel, int64_t dx) {
-  const int64_t groups = (kernel - dx + kGroup - 1) / kGroup;
-  return dx + (kernel - dx + groups - 1) / groups;
+// Taps of the group that begins at dx: 6, 3, 2 or 1.
+EFFOPS_INLINE int64_t group_size(int64_t kernel, int64_t dx) {
+  const int64_t left = kernel - dx;
+  return left >= kGroup ? kGroup : left >= 3 ? 3 : left;
 }
 
 // ---------------------------------------------------------------------------------------- forward
@@ -135,29 +135,24 @@ void softmax_group(const FilterRow& row, const FilterSums& job, int64_t dy, int6
 
 template <typename F, int C>
 void softmax_sums(const FilterRow& row, const FilterSums& job, int64_t dy) {
-  for (int64_t dx = 0; dx < row.kernel;) {
-    const int64_t end = group_end(row.kernel, dx);
-    switch (end - dx) {
+  for (int64_t dx = 0; dx < row.kernel; dx += group_size(row.kernel, dx)) {
+    switch (group_size(row.kernel, dx)) {
       case 1: softmax_group<F, C, 1>(row, job, dy, dx); break;
       case 2: softmax_group<F, C, 2>(row, job, dy, dx); break;
       case 3: softmax_group<F, C, 3>(row, job, dy, dx); break;
-      case 4: softmax_group<F, C, 4>(row, job, dy, dx); break;
-      case 5: softmax_group<F, C, 5>(row, job, dy, dx); break;
-      default: softmax_group<F, C, 6>(row, job, dy, dx);
+      default: softmax_group<F, C, kGroup>(row, job, dy, dx);
     }
-    dx = end;
   }
 }
 
 template <typename F, int C>
 void plain_sums(const FilterRow& row, const FilterSums& job, int64_t dy) {
-  for (int64_t dx = 0; dx < row.kernel;) {
-    const int64_t end = group_end(row.kernel, dx);
+  for (int64_t dx = 0, size; dx < row.kernel; dx += size) {
+    size = group_size(row.kernel, dx);
     const GroupSums<F, C> group(row, job, dy, dx);
     for_lanes<accumulator_t<F>>(row.count, [&](int64_t x, auto part) __attribute__((always_inline)) {
-      group.template plain<part.value>(x, end - dx);
+      group.template plain<part.value>(x, size);
     });
-    dx = end;
   }
 }
 
@@ -260,9 +255,9 @@ struct GroupGradient {
 
 template <typename F, int C>
 void filter_gradient(const FilterRow& row, const FilterGradient& job) {
-  for (int64_t dx = 0; dx < row.kernel;) {
-    const int64_t end = group_end(row.kernel, dx);
-    const GroupGradient<F, C> group{row, job, dx, end - dx};
+  for (int64_t dx = 0, size; dx < row.kernel; dx += size) {
+    size = group_size(row.kernel, dx);
+    const GroupGradient<F, C> group{row, job, dx, size};
     for_lanes<accumulator_t<F>>(row.count, [&](int64_t x, auto part) __attribute__((always_inline)) {
       if (row.normalize == kSoftmax) {
         group.template run<part.value, true>(x);
@@ -270,7 +265,6 @@ void filter_gradient(const FilterRow& row, const FilterGradient& job) {
         group.template run<part.value, false>(x);
       }
     });
-    dx = end;
   }
 }
 

@@ -3,15 +3,11 @@
 
 #include <memory>
 
+#include "../common/row_copy_cpu_kernel.h"
 #include "filter_flow.h"
 #include "window_tile_cpu.h"
 
 namespace effops::localfilter {
-
-// A tensor whose rows lie in memory as they are read: pixels next to each other.
-inline Tensor with_plain_rows(const Tensor& maps) {
-  return maps.size(3) <= 1 || maps.stride(3) == 1 ? maps : torch::stable::contiguous(maps);
-}
 
 // Memory of one thread. What nobody writes, the zeros beside rows, stays as it is while tiles look the same.
 template <typename A>
@@ -31,6 +27,75 @@ class Buffer {
  private:
   std::vector<A> memory_;
   int64_t size_ = -1, width_ = -1;
+};
+
+// Filters, or their gradient, as planes of taps. Where the taps of a pixel lie next to each other
+// (channels_last) a row of a tile is transposed at a time.
+class FilterPlanes {
+ public:
+  explicit FilterPlanes(const Tensor& filters)
+      : adjacent_(filters.size(3) > 1 && filters.stride(3) != 1 && filters.stride(1) == 1),
+        tensor_(adjacent_ || filters.size(3) <= 1 || filters.stride(3) == 1
+                    ? filters
+                    : torch::stable::contiguous(filters)),
+        view_(tensor_) {}
+
+  int type() const { return static_cast<int>(view_.type); }
+  bool adjacent() const { return adjacent_; }
+
+  struct Row {
+    int64_t n, channel, taps, y, x, count;  // all taps of `count` pixels from (y, x) on
+  };
+  struct Planes {
+    void* data;
+    int64_t stride;  // elements between planes
+  };
+
+  // Where a row can be written; see finish().
+  Planes target(const Row& row, Buffer<char>& memory) const {
+    if (!adjacent_) return {view_.at(row.n, row.channel, row.y, row.x), view_.strides[1]};
+    const int64_t stride = whole_registers(row.count);
+    return {memory.sized(row.taps * stride * view_.element), stride};
+  }
+  // A row to be read.
+  Planes read(const Row& row, Buffer<char>& memory) const {
+    const Planes planes = target(row, memory);
+    if (!adjacent_) return planes;
+    for_pieces(row, planes, [&](const std::vector<void*>& pixels, char* piece) {
+      row_copy_kernels().to_planes[size_index(view_.element)](pixels.data(), count_of(pixels), row.taps,
+                                                              piece, planes.stride);
+    });
+    return planes;
+  }
+  // Brings what was written to where it belongs.
+  void finish(const Row& row, const Planes& planes) const {
+    if (!adjacent_) return;
+    for_pieces(row, planes, [&](const std::vector<void*>& pixels, char* piece) {
+      row_copy_kernels().to_rows[size_index(view_.element)]({piece, 1, planes.stride}, count_of(pixels),
+                                                            row.taps, pixels.data());
+    });
+  }
+
+ private:
+  static constexpr int64_t kPiece = 16;  // pixels of a call, which stay in the first-level cache
+
+  static int64_t count_of(const std::vector<void*>& pixels) { return static_cast<int64_t>(pixels.size()); }
+
+  // Calls f(addresses of some pixels, where they begin in the planes).
+  template <typename F>
+  void for_pieces(const Row& row, const Planes& planes, const F& f) const {
+    for (int64_t first = 0; first < row.count; first += kPiece) {
+      std::vector<void*> pixels;
+      for (int64_t i = first; i < std::min(row.count, first + kPiece); ++i) {
+        pixels.push_back(view_.at(row.n, row.channel, row.y, row.x + i));
+      }
+      f(pixels, static_cast<char*>(planes.data) + first * view_.element);
+    }
+  }
+
+  bool adjacent_;
+  Tensor tensor_;
+  MapView view_;
 };
 
 // Tiles of equal size that cover the output; the last ones may be smaller. Their sizes do not depend on the
@@ -55,8 +120,13 @@ struct TileGrid {
 };
 
 constexpr int64_t kFewRows = 16, kFewColumns = 512;  // of tiles with few channels
-constexpr int64_t kManyColumns = 128;
+constexpr int64_t kManyColumns = 128;  // also of few ones whose taps are transposed
 constexpr int64_t kWeightBytes = 384 << 10, kStagedBytes = 192 << 10;  // of the second-level cache
+
+// Tiles for few channels.
+inline TileGrid grid_of_few(const Window& window, const FilterPlanes& filters) {
+  return TileGrid(window, kFewRows, filters.adjacent() ? kManyColumns : kFewColumns);
+}
 
 // Tiles whose weights of all taps, `copies` times, stay in the second-level cache.
 inline TileGrid grid_of_weights(const Window& window, int64_t element, int64_t copies) {

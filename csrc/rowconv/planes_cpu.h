@@ -4,7 +4,7 @@
 #include <algorithm>
 
 #include "../common/torch.h"
-#include "row_copy_cpu_kernel.h"
+#include "../common/row_copy_cpu_kernel.h"
 
 namespace effops::rowconv {
 

@@ -15,7 +15,7 @@
 #include "../common/dtype_switch.h"
 #include "../common/parallel.h"
 #include "../common/scratch.h"
-#include "row_copy_cpu_kernel.h"
+#include "../common/row_copy_cpu_kernel.h"
 #include "tap_weights_cpu.h"
 
 namespace effops::rowconv {

@@ -9,7 +9,7 @@
 #include "../common/order_key.h"
 #include "../common/parallel.h"
 #include "../common/stream_copy.h"
-#include "row_copy_cpu_kernel.h"
+#include "../common/row_copy_cpu_kernel.h"
 #include "sps_cpu.h"
 #include "sps_refine.h"
 

@@ -3,9 +3,9 @@
 // Parallelism: the caller splits the cells. Blocks of 8 cells and 8 channels are transposed in registers.
 // Bytes: every element is read once and written once. Bound by memory bandwidth.
 #include "row_copy_cpu_kernel.h"
-#include "../common/transpose_block.h"
+#include "transpose_block.h"
 
-namespace effops::rowconv::EFFOPS_ISA {
+namespace effops::EFFOPS_ISA {
 namespace {
 
 using namespace effops::simd;
@@ -108,4 +108,4 @@ extern const RowCopyKernels row_copy_kernels = {
     {&round<float>, &round<double>, &round<bf16>, &round<f16>},
 };
 
-}  // namespace effops::rowconv::EFFOPS_ISA
+}  // namespace effops::EFFOPS_ISA

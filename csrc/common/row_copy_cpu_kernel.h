@@ -5,10 +5,10 @@
 
 #include <cstdint>
 
-#include "../common/cpu_capability.h"
-#include "../common/dtype.h"
+#include "cpu_capability.h"
+#include "dtype.h"
 
-namespace effops::rowconv {
+namespace effops {
 
 constexpr int64_t kCopyTile = 128;  // cells of a call, at most: their rows stay in the caches
 
@@ -38,4 +38,4 @@ inline int size_index(int64_t element_bytes) { return element_bytes == 2 ? 0 : e
 
 EFFOPS_DECLARE_KERNEL_TABLE(RowCopyKernels, row_copy_kernels)
 
-}  // namespace effops::rowconv
+}  // namespace effops
