@@ -1,10 +1,11 @@
 """effops: operators for efficient vision networks, as real torch ops on CPU and CUDA.
 
 Functions are in :mod:`effops.ops` (and here), modules in :mod:`effops.nn`, the definitions they are tested
-against in :mod:`effops.reference`; :mod:`effops.interop` is for other libraries.
+against in :mod:`effops.reference`; :mod:`effops.compat` has functions of other libraries by their names,
+:mod:`effops.interop` turns results into objects of other libraries.
 """
 
-from effops import interop, nn, ops, reference
+from effops import compat, interop, nn, ops, reference
 from effops._load import build_info, cpu_capability
 from effops._mask_plan import MaskPlan
 from effops._sps import SPS
@@ -17,6 +18,7 @@ __all__ = [
     "MaskPlan",
     "__version__",
     "build_info",
+    "compat",
     "cpu_capability",
     "interop",
     "nn",

@@ -23,8 +23,8 @@ def base_name(label):
 
 def has_promised_layout(info, sample, result, label=""):
     """Of an output, or of the gradient of the argument: contiguous, or channels_last where that is kept."""
-    source = info.tensors(sample).get(info.keeps_channels_last)
-    keeps = source is not None and label in ("", info.keeps_channels_last)
+    source = info.tensors(sample).get(label or info.keeps_channels_last)
+    keeps = source is not None and label in ("", info.keeps_channels_last, *info.own_formats)
     if keeps and not source.is_contiguous() and source.is_contiguous(memory_format=torch.channels_last):
         return result.is_contiguous(memory_format=torch.channels_last)
     return result.is_contiguous()
@@ -51,7 +51,7 @@ def assert_same_results(info, actual, expected, tolerances, kind="forward"):
     for i, (a, e) in enumerate(pairs):
         assert a.dtype == e.dtype
         tolerance = getattr(tolerances[a.dtype], kind) if a.is_floating_point() else 0.0
-        assert_close(a, e, tolerance, f"{info.name}, {kind} {i}")
+        assert_close(a, e, tolerance, f"{info.name}, {kind} {i}", info.smallest_scale)
 
 
 def results(info, sample):
@@ -129,7 +129,7 @@ def poisoned(tensor, number, seed, columns=slice(None), share=0.1):
     return result
 
 
-def assert_same_pattern(actual, expected, what="result"):
+def assert_same_pattern(info, actual, expected, what="result"):
     """The same elements are finite, and agree (huge ones in a scale of their own); signs of Inf agree.
 
     Integers are the same.
@@ -140,6 +140,7 @@ def assert_same_pattern(actual, expected, what="result"):
     if not expected.is_floating_point():
         assert torch.equal(actual, expected), what
         return
+    tolerance = max(1e-2, info.tolerances[actual.dtype].gradient)
     actual, expected = actual.double(), expected.to(actual.dtype).double()  # overflows as the dtype does
     finite = expected.isfinite()
     wrong = finite != actual.isfinite()
@@ -151,6 +152,8 @@ def assert_same_pattern(actual, expected, what="result"):
     huge = finite & (expected.abs() > 1e15)
     for part in (huge, finite & ~huge):
         if bool(part.any()):
-            scale = expected[part].abs().max()
+            scale = expected[part].abs().max().clamp(min=info.smallest_scale)
             worst = (actual[part] - expected[part]).abs().max()
-            assert bool(worst <= 1e-2 * scale), f"{what}: error {worst:.3g} among numbers up to {scale:.3g}"
+            assert bool(worst <= tolerance * scale), (
+                f"{what}: error {worst:.3g} among numbers up to {scale:.3g}"
+            )

@@ -55,7 +55,7 @@ def assert_near(actual, expected, share=0):
         torch.float32: (1e-5, 1e-5),
         torch.bfloat16: (2**-8, 1e-5),
     }[actual.dtype]
-    atol += share * float(expected.abs().amax()) if expected.numel() else 0
+    atol += share * float(expected.detach().abs().amax()) if expected.numel() else 0
     torch.testing.assert_close(actual.double(), expected, rtol=rtol, atol=atol)
 
 

@@ -13,7 +13,16 @@ from effops import plan_mask, reference, sps_from_dense, sps_to_dense
 from effops.demo import Settings, _photos, _timing, run
 from effops.demo._extras import MissingExtraError, require
 from effops.demo._section import Row
-from effops.demo.sections import SECTIONS, _sps_conv2d_head, load, perforated_conv2d, sps_conv2d
+from effops.demo.sections import (
+    SECTIONS,
+    _expected_flow_pictures,
+    _sps_conv2d_head,
+    expected_flow,
+    filter_flow,
+    load,
+    perforated_conv2d,
+    sps_conv2d,
+)
 from effops.demo.sections.hamming_match import plain_binnorm, plain_hamming_match
 from effops.demo.sections.ms_deform_attn import plain_pytorch
 from effops.demo.sections.roi_align import plain_point_sample, plain_roi_align
@@ -24,6 +33,7 @@ OPS = {
     "hamming_match": {"hamming_match", "binnorm"},
     "sps_conv2d": {"sps_conv2d", "sps_refine"},
     "perforated_conv2d": {"perforated_conv2d", "select_conv2d"},
+    "expected_flow": {"expected_flow", "neighborhood_dot", "neighborhood_mix", "local_attention"},
 }
 
 PICTURES = {  # of each section
@@ -32,6 +42,8 @@ PICTURES = {  # of each section
     "hamming_match": 3,
     "sps_conv2d": 4,
     "perforated_conv2d": 5,
+    "filter_flow": 3,
+    "expected_flow": 3,
 }
 
 
@@ -87,6 +99,11 @@ def test_the_table_holds_every_comparison(page):
         "deblurring",
     ]
     assert [row[1] for row in rows if row[0] == "select_conv2d"] == ["forward", "fwd + bwd"]
+    assert [row[1] for row in rows if row[0] == "filter_flow"] == [
+        f"denoising, {direction}" for direction in ("forward", "fwd + bwd")
+    ]
+    for op in ("expected_flow", "neighborhood_dot", "neighborhood_mix", "local_attention"):
+        assert [row[1] for row in rows if row[0] == op] == ["forward", "fwd + bwd"]
     for row in rows:
         ours, plain, ratio, error = (float(re.match(r"[\d.e+-]+", cell)[0]) for cell in row[3:])
         assert ours > 0
@@ -236,6 +253,50 @@ def test_a_gated_unit_is_the_dense_one_times_the_gate():
     x, gate = torch.randn(2, 6, 5, 7), torch.rand(2, 5, 7) < 0.4
     with torch.no_grad():
         torch.testing.assert_close(unit(x, plan_mask(gate)), unit.plain(x, gate))
+
+
+@pytest.mark.parametrize("plain", [filter_flow.plain_unfold, filter_flow.plain_by_tap])
+def test_plain_filter_flow_is_the_same_function(plain):
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(2, 3, 6, 7, generator=generator, dtype=torch.float64)
+    filters = torch.randn(2, 25, 6, 7, generator=generator, dtype=torch.float64)
+    exact = reference.filter_flow(image, filters, padding_mode="renormalize")
+    torch.testing.assert_close(plain(image, filters), exact)
+
+
+def test_plain_ops_of_windows_are_the_same_functions():
+    generator = torch.Generator().manual_seed(0)
+    q, k, v, filters = (
+        torch.randn(2, channels, 6, 7, generator=generator, dtype=torch.float64) for channels in (4, 4, 3, 25)
+    )
+    for plain, exact in (
+        (expected_flow.plain_expected_flow(filters), reference.expected_flow(filters)),
+        (expected_flow.plain_neighborhood_dot(q, k, 5), reference.neighborhood_dot(q, k, 5)),
+        (expected_flow.plain_neighborhood_mix(filters, v), reference.neighborhood_mix(filters, v)),
+        (
+            expected_flow.plain_local_attention(q, k, v, 5, scale=2.0),
+            reference.local_attention(q, k, v, 5, scale=2.0),
+        ),
+    ):
+        torch.testing.assert_close(plain, exact)
+
+
+def test_bilinear_filters_are_grid_sample_and_hold_their_flow():
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(2, 3, 6, 7, generator=generator, dtype=torch.float64)
+    flow = torch.rand(2, 2, 6, 7, generator=generator, dtype=torch.float64) * 4 - 2
+    filters = _expected_flow_pictures.bilinear_filters(flow, 5)
+    moved = reference.filter_flow(image, filters, normalize="none", padding_mode="replicate")
+    torch.testing.assert_close(moved, _expected_flow_pictures.warp_by_grid_sample(image, flow))
+    torch.testing.assert_close(reference.expected_flow(filters, normalize="none"), flow)
+
+
+def test_denoising_without_opencv(tmp_path, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr("effops.demo._extras.find_spec", lambda name: None if name == "cv2" else find(name))
+    result = load("filter_flow").run(tiny(tmp_path), lambda _: None)
+    assert len(result.figures) == PICTURES["filter_flow"]
+    assert 'cv2 not installed; run: pip install "effops[demo]"' in result.figures[0].caption
 
 
 def test_matches_without_opencv_or_faiss(tmp_path, monkeypatch):

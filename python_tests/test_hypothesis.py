@@ -50,8 +50,8 @@ def test_special_numbers(info, device, data):
     columns = info.coordinates.get(base_name(label), slice(None))
     bad = info.replaced(sample, {label: poisoned(tensors[label].contiguous(), number, 0, columns, share)})
     for actual, wanted in zip(forward(info, bad), expected_forward(info, bad), strict=True):
-        assert_same_pattern(actual, wanted)
+        assert_same_pattern(info, actual, wanted)
     if info.differentiable:
         expected = expected_gradients(info, bad)
         for other, gradient in gradients(info, bad).items():
-            assert_same_pattern(gradient, expected[other], f"gradient of {other}")
+            assert_same_pattern(info, gradient, expected[other], f"gradient of {other}")

@@ -81,8 +81,8 @@ def test_results_are_new_and_have_the_promised_layout(info, sample):
     assert all(has_promised_layout(info, sample, output) for output in made)
     if info.differentiable:
         found = gradients(info, sample, incoming)
-        label = info.keeps_channels_last
-        assert label not in found or has_promised_layout(info, sample, found[label], label)
+        for label in (info.keeps_channels_last, *info.own_formats):
+            assert label not in found or has_promised_layout(info, sample, found[label], label), label
         made += found.values()
     used = {tensor.untyped_storage().data_ptr() for tensor in inputs if tensor.numel() > 0}
     for tensor in made:

@@ -34,11 +34,12 @@ def test_special_numbers_in_an_input(info, device, dtype, number):
             bad = info.replaced(sample, {label: poisoned(tensor, number, seed, columns, share_of(number))})
             what = f"{number} in {label}, seed {seed}"
             for actual, wanted in zip(forward(info, bad), expected_forward(info, bad), strict=True):
-                assert_same_pattern(actual, wanted, what)
+                assert_same_pattern(info, actual, wanted, what)
             if info.differentiable:
                 expected = expected_gradients(info, bad)
                 for other, gradient in gradients(info, bad).items():
-                    assert_same_pattern(gradient, expected[other], f"{what}: gradient of {other}")
+                    of = f"{what}: gradient of {other}"
+                    assert_same_pattern(info, gradient, expected[other], of)
 
 
 @special
@@ -52,7 +53,8 @@ def test_special_numbers_in_the_gradient_of_the_output(info, device, dtype, numb
         ]
         expected = expected_gradients(info, sample, incoming)
         for label, gradient in gradients(info, sample, incoming).items():
-            assert_same_pattern(gradient, expected[label], f"{number}, seed {seed}: gradient of {label}")
+            what = f"{number}, seed {seed}: gradient of {label}"
+            assert_same_pattern(info, gradient, expected[label], what)
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf], ids=["nan", "inf", "minus_inf"])
@@ -67,7 +69,7 @@ def test_special_numbers_in_awkward_samples(info, sample, number):
         changes[label] = poisoned(tensor, number, seed, columns, share=0.03)
     bad = info.replaced(sample, changes)
     for actual, wanted in zip(forward(info, bad), expected_forward(info, bad), strict=True):
-        assert_same_pattern(actual, wanted, str(number))
+        assert_same_pattern(info, actual, wanted, str(number))
 
 
 @pytest.mark.ops("coordinates")

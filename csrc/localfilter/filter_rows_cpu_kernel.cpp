@@ -241,11 +241,13 @@ struct GroupGradient {
       if (grad_flow) result += flow_x * offset(dx + g);
       if (edge) {
         const auto seen = lanes_within<A>(x, inside ? row.first[dx + g] : 0, inside ? row.last[dx + g] : 0);
-        const V unseen = row.renormalize ? V{} : constant + flow_x * offset(dx + g);
-        result = seen ? result : unseen;
-        if (row.renormalize) weight = seen ? weight : V{};
+        result = seen ? result : constant + flow_x * offset(dx + g);
       }
       result *= Softmax ? weight : normalizer;
+      if (edge && row.renormalize) {
+        const auto seen = lanes_within<A>(x, inside ? row.first[dx + g] : 0, inside ? row.last[dx + g] : 0);
+        result = seen ? result : V{};
+      }
       if (job.grad_filters) store_lanes<Part>(target, x, row.count, result);
       if constexpr (Part) weight = lanes_within<A>(x, 0, row.count) ? weight : V{};
       store(weights + g * job.weights_stride, weight);

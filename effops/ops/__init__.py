@@ -2,10 +2,15 @@
 
 from effops import _load  # noqa: F401  the native libraries register the schemas that the ops build on
 from effops.ops.binnorm import binnorm
+from effops.ops.expected_flow import expected_flow
+from effops.ops.filter_flow import filter_flow
 from effops.ops.hamming_distance import hamming_distance
 from effops.ops.hamming_knn import hamming_knn
 from effops.ops.hamming_match import hamming_match
+from effops.ops.local_attention import local_attention
 from effops.ops.ms_deform_attn import ms_deform_attn
+from effops.ops.neighborhood_dot import neighborhood_dot
+from effops.ops.neighborhood_mix import neighborhood_mix
 from effops.ops.pack_bits import pack_bits, unpack_bits
 from effops.ops.perforated_conv2d import perforated_conv2d
 from effops.ops.plan_mask import plan_mask
@@ -20,10 +25,15 @@ from effops.ops.topk_pack import topk_pack
 
 __all__ = [
     "binnorm",
+    "expected_flow",
+    "filter_flow",
     "hamming_distance",
     "hamming_knn",
     "hamming_match",
+    "local_attention",
     "ms_deform_attn",
+    "neighborhood_dot",
+    "neighborhood_mix",
     "pack_bits",
     "perforated_conv2d",
     "plan_mask",

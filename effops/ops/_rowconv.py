@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from effops.ops._checks import check_integer
@@ -42,18 +41,7 @@ def check_pair(op: str, argument: str, pair: Any, least: int) -> None:
             raise ValueError(f"{op}: expected {argument} from {least} to 2^31 - 1, got {value}")
 
 
-# ------------------------------------------------------------------------------------------ results
-
-
-def is_channels_last(x: Tensor) -> bool:
-    """Whether results beside the maps x are channels_last: x is, and is not contiguous at the same time."""
-    return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-
-
-def new_maps(x: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Uninitialised maps [N, C, H, W] in the dtype and the memory format of x."""
-    memory_format = torch.channels_last if is_channels_last(x) else torch.contiguous_format
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
+# ------------------------------------------------------------------------------------------ vmap
 
 
 def unfold_dim(tensor: Tensor, dim: int, size: int) -> Tensor:

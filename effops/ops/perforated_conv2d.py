@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from effops._mask_plan import MaskPlan
-from effops.ops import _autocast, _autograd, _rowconv, _vmap
+from effops.ops import _autocast, _autograd, _maps, _rowconv, _vmap
 from effops.ops._checks import FLOAT_DTYPES, ShapeChecker, check_backend, explain
 
 _NAME = "perforated_conv2d"
@@ -228,7 +228,7 @@ def _check_base(
 
 @torch.library.register_fake("effops::perforated_conv2d")
 def _fake(x: Tensor, *arguments: Any) -> Tensor:
-    return _rowconv.new_maps(x, _check(x, *arguments[:-1]))  # but whether it is deterministic
+    return _maps.new_maps(x, _check(x, *arguments[:-1]))  # but whether it is deterministic
 
 
 @torch.library.register_fake("effops::perforated_conv2d_backward")
@@ -253,11 +253,11 @@ def _fake_backward(
     deterministic: bool,
 ) -> tuple[Tensor, ...]:
     return (
-        _rowconv.new_maps(x, x.shape) if need_x else x.new_empty((0,)),
+        _maps.gradient_of(x, need_x),
         weight.new_empty(weight.shape if need_weight else (0,)),
         mask.new_empty(mask.shape if need_mask else (0,)),
         x.new_empty((weight.shape[0],) if need_bias else (0,)),
-        _rowconv.new_maps(x, grad_output.shape) if need_base else x.new_empty((0,)),
+        _maps.new_maps(x, grad_output.shape) if need_base else x.new_empty((0,)),
     )
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from effops.ops import _autocast, _autograd, _rowconv, _vmap
+from effops.ops import _autocast, _autograd, _maps, _rowconv, _vmap
 from effops.ops._checks import FLOAT_DTYPES, ShapeChecker, check_backend, check_integer, explain
 
 _NAME = "select_conv2d"
@@ -113,7 +113,7 @@ def _fake(
     x: Tensor, weights: Tensor, choice: Tensor, bias: Tensor | None, dilations: Sequence[int]
 ) -> Tensor:
     sizes = _check(x, weights, choice, bias, dilations).sizes
-    return _rowconv.new_maps(x, (sizes["N"], sizes["O"], sizes["H"], sizes["W"]))
+    return _maps.new_maps(x, (sizes["N"], sizes["O"], sizes["H"], sizes["W"]))
 
 
 @torch.library.register_fake("effops::select_conv2d_backward")
@@ -129,7 +129,7 @@ def _fake_backward(
     deterministic: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return (
-        _rowconv.new_maps(x, x.shape) if need_x else x.new_empty((0,)),
+        _maps.gradient_of(x, need_x),
         weights.new_empty(weights.shape if need_weights else (0,)),
         weights.new_empty(weights.shape[:2] if need_bias else (0,)),
     )

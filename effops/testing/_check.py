@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,9 +23,14 @@ def floating(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [tensor for tensor in tensors if tensor.is_floating_point()]
 
 
-def assert_close(actual: Tensor, expected: Tensor, tolerance: float, what: str = "result") -> None:
+def assert_close(
+    actual: Tensor, expected: Tensor, tolerance: float, what: str = "result", smallest_scale: float = 0.0
+) -> None:
     """Raises AssertionError unless shapes agree, the largest error is at most ``tolerance`` times the
-    largest expected element, and the error's norm is at most half of that relative to the norm."""
+    largest expected element, and the error's norm is at most half of that relative to the norm.
+
+    Elements that are all smaller are measured against the smallest scale.
+    """
     assert actual.shape == expected.shape, f"{what}: shape {[*actual.shape]}, expected {[*expected.shape]}"
     if not expected.is_floating_point():
         assert torch.equal(actual, expected), f"{what}: {actual} differs from {expected}"
@@ -33,7 +39,8 @@ def assert_close(actual: Tensor, expected: Tensor, tolerance: float, what: str =
         return
     expected = expected.double()
     error = (actual.double() - expected).abs()
-    scale, norm = expected.abs().max(), expected.norm()
+    scale = expected.abs().max().clamp(min=smallest_scale)
+    norm = expected.norm().clamp(min=smallest_scale * math.sqrt(expected.numel()))
     worst, error_norm = error.max(), error.norm()
     if not (worst <= tolerance * scale and error_norm <= tolerance / 2 * norm):  # NaN fails
         where = torch.nonzero(error == worst)[:1].tolist()
@@ -110,8 +117,9 @@ def check_forward(info: OpInfo, sample: SampleInput) -> None:
     """Raises AssertionError unless the op agrees with its reference."""
     expected = expected_forward(info, sample)
     for i, (actual, wanted) in enumerate(zip(forward(info, sample), expected, strict=True)):
-        tolerance = info.tolerance(actual.dtype).forward
-        assert_close(actual, wanted, tolerance, f"{info.name}[{sample.name}], output {i}")
+        tolerance = info.tolerance(actual.dtype, sample).forward
+        what = f"{info.name}[{sample.name}], output {i}"
+        assert_close(actual, wanted, tolerance, what, info.smallest_scale)
 
 
 def check_gradients(info: OpInfo, sample: SampleInput) -> None:
@@ -122,7 +130,8 @@ def check_gradients(info: OpInfo, sample: SampleInput) -> None:
         what = f"{info.name}[{sample.name}], gradient of {label}"
         assert gradient.dtype == leaves[label].dtype, f"{what}: dtype {gradient.dtype}"
         assert gradient.device == leaves[label].device, f"{what}: device {gradient.device}"
-        assert_close(gradient, expected[label], info.tolerance(gradient.dtype).gradient, what)
+        tolerance = info.tolerance(gradient.dtype, sample).gradient
+        assert_close(gradient, expected[label], tolerance, what, info.smallest_scale)
 
 
 def check_all(info: OpInfo, device: str = "cpu") -> int:

@@ -21,6 +21,7 @@ Kind = Literal["ordinary", "awkward", "empty", "strided"]
 Sizes = Mapping[str, int]
 
 FLOAT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+HALF_DTYPES = (torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -199,10 +200,14 @@ class OpInfo:
     constant_gradients: tuple[str, ...] = ()
     #: Arguments in which the op is linear, each with the others held fixed.
     linear_in: tuple[str, ...] = ()
+    #: How many of the results, from the first on, are linear in them; None: all.
+    linear_outputs: int | None = None
     #: Coordinates, and which of their last dimension may be NaN or Inf (contribution and gradient 0).
     coordinates: Mapping[str, slice] = field(default_factory=dict)
     #: Arguments that may stay float32 beside half-precision values.
     float32_beside_half: tuple[str, ...] = ()
+    #: Results may be float32 where the values are half precision.
+    float32_results: bool = False
     #: Autocast: "cast" to its dtype or "float32"; arguments not named stay as they are.
     autocast: Mapping[str, Literal["cast", "float32"]] = field(default_factory=dict)
     #: Arguments that vmap can batch, and tensors that it must refuse to batch.
@@ -216,9 +221,16 @@ class OpInfo:
     #: Of the data, the usual one first.
     dtypes: tuple[torch.dtype, ...] = FLOAT_DTYPES
     tolerances: Mapping[torch.dtype, Tolerance] = field(default_factory=lambda: DEFAULT_TOLERANCES)
+    #: Of float32 results and gradients where an input is half precision; None: as of all float32 ones.
+    tolerance_beside_half: Tolerance | None = None
+    #: Errors are measured against no less than this: a result that vanishes, such as the gradient of a
+    #: softmax over one tap, is as exact as the terms that cancel.
+    smallest_scale: float = 0.0
     #: The argument [N, C, H, W] whose gradient and, beside it, the result are channels_last if it is
     #: channels_last and not contiguous at the same time; all other results are contiguous.
     keeps_channels_last: str = ""
+    #: Other arguments [N, C, H, W] whose gradients are channels_last by the same rule, each by its own.
+    own_formats: tuple[str, ...] = ()
     #: The shape of the result depends on values: no vmap rule, no static-dispatch test.
     data_dependent_shape: bool = False
 
@@ -259,8 +271,12 @@ class OpInfo:
         """The dtype in which results have the smallest errors."""
         return torch.float64 if self.has_floating_data else self.dtypes[0]
 
-    def tolerance(self, dtype: torch.dtype) -> Tolerance:
-        """Of results of the dtype."""
+    def tolerance(self, dtype: torch.dtype, sample: SampleInput | None = None) -> Tolerance:
+        """Of results of the dtype, and of what the sample's inputs are."""
+        beside_half = self.tolerance_beside_half
+        if beside_half is not None and sample is not None and dtype == torch.float32:
+            is_half = (tensor.dtype in HALF_DTYPES for tensor in self.tensors(sample).values())
+            return beside_half if any(is_half) else self.tolerances[dtype]
         return self.tolerances[dtype] if dtype.is_floating_point else EXACT
 
     # ------------------------------------------------------------------------------------ samples

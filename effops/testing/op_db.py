@@ -9,6 +9,8 @@ from effops.testing import (
     _binary,
     _binary_hamming,
     _binary_match,
+    _localfilter,
+    _localfilter_attention,
     _rowconv,
     _rowconv_masks,
     _rowconv_select,
@@ -28,4 +30,6 @@ OP_DB: tuple[OpInfo, ...] = (
     *_rowconv.ENTRIES,
     *_rowconv_masks.ENTRIES,
     *_rowconv_select.ENTRIES,
+    *_localfilter.ENTRIES,
+    *_localfilter_attention.ENTRIES,
 )

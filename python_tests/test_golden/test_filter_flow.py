@@ -204,6 +204,20 @@ def test_weights_without_a_sum(filter_flow, padding_mode):
     assert not bool(out.isfinite().any())  # Inf or NaN, by whether the weights or their mixture is divided
 
 
+@pytest.mark.parametrize("channels", [0, 1, 5])
+@pytest.mark.parametrize("normalize", ["none", "sum"])
+def test_taps_left_out_have_no_gradient(filter_flow, normalize, channels):
+    """Not even where the weights that count are not numbers."""
+    image = torch.ones(1, channels, 4, 6).double()
+    filters = torch.ones(1, 4, 4, 6).double()
+    filters[0, 3, 0, 2] = torch.nan
+    filters.requires_grad_()
+    out, flow = filter_flow(image, filters, normalize, "renormalize", True)
+    (out.sum() + flow.sum()).backward()
+    assert filters.grad[0, :2, 0].eq(0).all()  # of the row above the image
+    assert filters.grad[0, 2:, 0, 2].isnan().all()
+
+
 # ------------------------------------------------------------------------------------ formulations
 
 
