@@ -1,4 +1,4 @@
-"""The ops of the rowconv engine in plain PyTorch, as well as it goes, and what the benchmarks of both share.
+"""The ops of the rowconv engine in plain PyTorch, as well as it goes, and what benchmarks of maps share.
 
 Every function is differentiable and runs on every device. Rows are gathered by `index_select`, whose gradient
 is the quickest of PyTorch's gathers on the CPU.
@@ -24,7 +24,7 @@ _TOLERANCES = {torch.float32: 2e-3, torch.bfloat16: 2e-2}
 
 
 def checked_calls(
-    functions: Mapping[str, Callable[..., Tensor]],
+    functions: Mapping[str, Callable[..., Tensor | tuple[Tensor, ...]]],
     inputs: Sequence[Tensor],
     direction: str,
     kept: Tensor | None = None,
@@ -35,26 +35,30 @@ def checked_calls(
     """
     leaves = [tensor.detach().clone().requires_grad_() for tensor in inputs]
     inputs = [leaf.detach() for leaf in leaves]
-    first = next(iter(functions.values()))(*inputs)
-    values = torch.randn(first.shape, generator=torch.Generator().manual_seed(9))
-    grad = torch.empty_like(first).copy_(values)  # in the layout of the result
-    if kept is not None:
-        grad *= kept
+    generator, grads = torch.Generator().manual_seed(9), []
+    for first in _tuple(next(iter(functions.values()))(*inputs)):
+        values = torch.randn(first.shape, generator=generator)
+        grad = torch.empty_like(first).copy_(values)  # in the layout of the result
+        grads.append(grad if kept is None else grad * kept)
 
-    def forward(function: Callable[..., Tensor]) -> Call:
+    def forward(function: Callable[..., Tensor | tuple[Tensor, ...]]) -> Call:
         return lambda: function(*inputs)
 
-    def both(function: Callable[..., Tensor]) -> Call:
-        return lambda: torch.autograd.grad(function(*leaves), leaves, grad)
+    def both(function: Callable[..., Tensor | tuple[Tensor, ...]]) -> Call:
+        return lambda: torch.autograd.grad(_tuple(function(*leaves)), leaves, grads)
 
     calls = {name: forward(f) if direction == "forward" else both(f) for name, f in functions.items()}
-    results = [call() for call in calls.values()]
-    if direction == "forward":
-        results = [[result if kept is None else result * kept] for result in results]
+    results = [_tuple(call()) for call in calls.values()]
+    if direction == "forward" and kept is not None:
+        results = [tuple(tensor * kept for tensor in result) for result in results]
     for name, result in zip(calls, results, strict=True):
         for found, expected in zip(result, results[0], strict=True):
             check_close(name, found, expected)
     return calls
+
+
+def _tuple(result: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return result if isinstance(result, tuple) else (result,)
 
 
 def check_close(name: str, found: Tensor, expected: Tensor) -> None:

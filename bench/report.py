@@ -34,6 +34,11 @@ _NOTES = {
     "times_one_search": "{} x one search",
     "rate_of_mm": "{} x the rate of mm",
     "three_dilations_over_one": "{} x one dilation",
+    "rate_of_read": "{} x the rate of reading",
+    "rate_of_copy": "{} x the rate of copying",
+    "share_of_new_memory": "filling new memory like the filters takes {} of it",
+    "float32_over_bfloat16": "float32 takes {} x as long",
+    "extra_memory": "extra memory / filters: {}",
     "extra_megabytes": "extra MB: {}",
 }
 

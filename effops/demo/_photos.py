@@ -37,6 +37,11 @@ def load(name: str, longest_side: int) -> Tensor:
     return F.interpolate(photo[None], size=size, mode="area")[0]
 
 
+def psnr(picture: Tensor, photo: Tensor) -> float:
+    """Peak signal-to-noise ratio of a picture in decibels: more is closer to the photograph."""
+    return float(-10 * F.mse_loss(picture.clamp(0, 1), photo).log10())
+
+
 @dataclass(frozen=True)
 class Pyramid:
     """Feature maps of one photograph at strides 4, 8, 16 and 32.

@@ -12,6 +12,8 @@ SECTIONS: dict[str, str] = {
     "hamming_match": "effops.demo.sections.hamming_match",
     "sps_conv2d": "effops.demo.sections.sps_conv2d",
     "perforated_conv2d": "effops.demo.sections.perforated_conv2d",
+    "filter_flow": "effops.demo.sections.filter_flow",
+    "expected_flow": "effops.demo.sections.expected_flow",
 }
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from effops import MaskPlan, perforated_conv2d, plan_mask, select_conv2d
 from effops.demo import _figures
-from effops.demo._photos import CREDITS, load
+from effops.demo._photos import CREDITS, load, psnr
 from effops.demo._section import Figure, Settings
 
 if TYPE_CHECKING:
@@ -214,8 +214,7 @@ def picture_deblurring(settings: Settings, stack: Deblurring) -> Figure:
     )
     for index, (title, image, share) in enumerate(panels):
         if index > 0:
-            quality = -10 * F.mse_loss(image.clamp(0, 1), stack.photo).log10()
-            title += f": {float(quality):.1f} dB{share}"
+            title += f": {psnr(image, stack.photo):.1f} dB{share}"
         _figures.show(axes[index], image[0].cpu(), title)
         _figures.show(axes[4 + index], _cut(image[0].cpu(), _FACE), "", interpolation="nearest")
     file = _figures.save(figure, settings.output, "perforated_conv2d-deblurred.png")
