@@ -4,8 +4,8 @@
 #include <optional>
 #include <vector>
 
-#include "geometry_math.h"
 #include "../common/maps.h"
+#include "geometry_math.h"
 #include "mask_plan.h"
 #include "sps_conv2d.h"
 

@@ -3,8 +3,8 @@
 
 #include <algorithm>
 
-#include "../common/torch.h"
 #include "../common/row_copy_cpu_kernel.h"
+#include "../common/torch.h"
 
 namespace effops::rowconv {
 

@@ -5,8 +5,8 @@
 #include <numeric>
 #include <vector>
 
-#include "geometry_math.h"
 #include "../common/maps.h"
+#include "geometry_math.h"
 #include "planes_cpu.h"
 #include "row_gemm_cpu.h"
 

@@ -14,8 +14,8 @@
 
 #include "../common/dtype_switch.h"
 #include "../common/parallel.h"
-#include "../common/scratch.h"
 #include "../common/row_copy_cpu_kernel.h"
+#include "../common/scratch.h"
 #include "tap_weights_cpu.h"
 
 namespace effops::rowconv {

@@ -8,8 +8,8 @@
 #include "../common/dtype_switch.h"
 #include "../common/order_key.h"
 #include "../common/parallel.h"
-#include "../common/stream_copy.h"
 #include "../common/row_copy_cpu_kernel.h"
+#include "../common/stream_copy.h"
 #include "sps_cpu.h"
 #include "sps_refine.h"
 
