@@ -37,7 +37,7 @@ STABLE_TORCH_LIBRARY(effops, m) {
   m.def("select_conv2d_backward(Tensor grad_output, Tensor x, Tensor weights, Tensor choice, int[] dilations, bool need_x, bool need_weights, bool need_bias, bool deterministic) -> (Tensor, Tensor, Tensor)");
   // localfilter
   m.def("filter_flow(Tensor image, Tensor filters, int normalize, int padding_mode, int stride, int upsample, int dilation, int groups, bool return_flow) -> (Tensor, Tensor, Tensor)");
-  m.def("filter_flow_backward(Tensor grad_output, Tensor? grad_flow, Tensor image, Tensor filters, Tensor output, Tensor? flow, Tensor normalizer, int normalize, int padding_mode, int stride, int upsample, int dilation, int groups, bool need_image, bool need_filters) -> (Tensor, Tensor)");
+  m.def("filter_flow_backward(Tensor grad_output, Tensor? grad_flow, Tensor image, Tensor filters, Tensor? output, Tensor? flow, Tensor normalizer, int normalize, int padding_mode, int stride, int upsample, int dilation, int groups, bool need_image, bool need_filters) -> (Tensor, Tensor)");
   m.def("expected_flow(Tensor filters, int normalize, int dilation, int groups) -> (Tensor, Tensor)");
   m.def("expected_flow_backward(Tensor grad_flow, Tensor filters, Tensor flow, Tensor normalizer, int normalize, int dilation, int groups) -> Tensor");
   m.def("local_attention(Tensor q, Tensor k, Tensor v, int window, int dilation, float scale, int border) -> (Tensor, Tensor)");

@@ -23,10 +23,6 @@ struct Backward {
   const FilterPlanes grad_filters{call.grad_filters ? *call.grad_filters : any};
 
   MapView view(const std::optional<Tensor>& maps) const { return MapView(maps ? *maps : any); }
-  bool is_few() const {
-    return channels <= kFewChannels && call.filters &&
-           (channels == 0 || (window.dilation == 1 && window.stride == 1 && window.upsample == 1));
-  }
 
   // Rows of one tile, [rows][width] each: what T is normalised by, and D = sum_k T_k s_k.
   struct Statistics {
@@ -99,10 +95,7 @@ struct Backward {
   // Calls f(buffers, tile, n, group, first row, bands, map, band) for the tiles of all bands, in order.
   template <typename Buffers, typename F>
   void for_bands(const TileGrid& grid, ImageBands<A>& bands, const F& f) const {
-    std::vector<TileColumns> columns;
-    for (int64_t i = 0; i < grid.across; ++i) {
-      columns.emplace_back(window, grid.first_column(i), grid.columns_of(i));
-    }
+    const std::vector<TileColumns> columns = columns_of(window, grid, true);
     parallel_for(shape.batch * shape.groups * bands.bands(), 1, [&](int64_t begin, int64_t end) {
       Buffers buffers;
       for (int64_t i = begin; i < end; ++i) {
@@ -270,7 +263,8 @@ void filter_backward(const FilterBackward& call) {
   const Window& window = call.shape.window;
   const auto run = [&](const auto& backward) {
     if (call.shape.batch * window.out_height * window.out_width == 0) return;
-    backward.is_few() ? backward.run_few() : backward.run_many();
+    const bool few = call.filters && are_few(window, call.shape.channels / call.shape.groups);
+    few ? backward.run_few() : backward.run_many();
   };
   if ((call.filters ? call.filters : call.grad_filters)->scalar_type() == ScalarType::Double) {
     run(Backward<double>{call});

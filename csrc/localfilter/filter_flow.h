@@ -114,7 +114,7 @@ inline FilterShape check_filter_flow_grad(const Tensor& grad_output,            
                                           const std::optional<Tensor>& grad_flow,  // [N, 2 G, Ho, Wo]
                                           const Tensor& image,                     // [N, C, H, W]
                                           const Tensor& filters,              // [N, G * K * K, Ho, Wo]
-                                          const Tensor& output,               // [N, C, Ho, Wo]
+                                          const std::optional<Tensor>& output,  // [N, C, Ho, Wo]
                                           const std::optional<Tensor>& flow,  // [N, 2 G, Ho, Wo]
                                           const Tensor& normalizer,           // [N, G, Ho, Wo], or [0]
                                           int64_t normalize, int64_t padding_mode, int64_t stride,
@@ -125,8 +125,12 @@ inline FilterShape check_filter_flow_grad(const Tensor& grad_output,            
   const Window& w = shape.window;
   check_maps(op, "grad_output", grad_output, shape.batch, shape.channels, w.out_height, w.out_width,
              image.scalar_type(), "image", image);
-  check_maps(op, "output", output, shape.batch, shape.channels, w.out_height, w.out_width,
-             image.scalar_type(), "image", image);
+  if (!output && shape.normalizer())
+    fail(op, ": expected output beside weights that are normalised, got none");
+  if (output) {
+    check_maps(op, "output", *output, shape.batch, shape.channels, w.out_height, w.out_width,
+               image.scalar_type(), "image", image);
+  }
   if (grad_flow.has_value() != flow.has_value()) {
     fail(op, ": expected grad_flow and flow or none of them, got only ", flow ? "flow" : "grad_flow");
   }

@@ -149,7 +149,7 @@ std::tuple<Tensor, Tensor> filter_flow_backward(const Tensor& grad_output,      
                                                 const std::optional<Tensor>& grad_flow,  // [N, 2 G, Ho, Wo]
                                                 const Tensor& image,  // [N, C, H, W]
                                                 const Tensor& filters,  // [N, G * K * K, Ho, Wo]
-                                                const Tensor& output,  // [N, C, Ho, Wo]
+                                                const std::optional<Tensor>& output,  // [N, C, Ho, Wo]
                                                 const std::optional<Tensor>& flow,  // [N, 2 G, Ho, Wo]
                                                 const Tensor& normalizer,  // [N, G, Ho, Wo], or [0]
                                                 int64_t normalize, int64_t padding_mode, int64_t stride,
@@ -158,8 +158,12 @@ std::tuple<Tensor, Tensor> filter_flow_backward(const Tensor& grad_output,      
   const FilterShape shape = check_filter_flow_grad(grad_output, grad_flow, image, filters, output, flow,
                                                    normalizer, normalize, padding_mode, stride, upsample,
                                                    dilation, groups);
-  const Saved saved{effops::as_maps(grad_output), as_maps(grad_flow), effops::as_maps(image),
-                    effops::as_maps(output),      as_maps(flow),      as_contiguous(normalizer)};
+  const Saved saved{effops::as_maps(grad_output),
+                    as_maps(grad_flow),
+                    effops::as_maps(image),
+                    as_maps(output),
+                    as_maps(flow),
+                    as_contiguous(normalizer)};
   return backward("filter_flow_backward", shape, saved, filters, need_image, need_filters);
 }
 

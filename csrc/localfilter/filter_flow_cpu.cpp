@@ -33,7 +33,7 @@ std::tuple<Tensor, Tensor> filter_flow_backward(const Tensor& grad_output,      
                                                 const std::optional<Tensor>& grad_flow,  // [N, 2 G, Ho, Wo]
                                                 const Tensor& image,  // [N, C, H, W]
                                                 const Tensor& filters,  // [N, G * K * K, Ho, Wo]
-                                                const Tensor& output,  // [N, C, Ho, Wo]
+                                                const std::optional<Tensor>& output,  // [N, C, Ho, Wo]
                                                 const std::optional<Tensor>& flow,  // [N, 2 G, Ho, Wo]
                                                 const Tensor& normalizer,  // [N, G, Ho, Wo], or [0]
                                                 int64_t normalize, int64_t padding_mode, int64_t stride,

@@ -17,12 +17,6 @@ struct Forward {
   A* normalizer = static_cast<A*>(call.normalizer.mutable_data_ptr());
   const int64_t channels = shape.channels / shape.groups;  // of a group
 
-  // Of few channels all sums stay in registers, if the taps lie next to each other.
-  bool is_few() const {
-    return channels <= kFewChannels &&
-           (channels == 0 || (window.dilation == 1 && window.stride == 1 && window.upsample == 1));
-  }
-
   struct Place {
     int64_t n, group, y, x;  // the first pixel of a row of a tile
   };
@@ -52,10 +46,7 @@ struct Forward {
   // Calls f(buffers, tile, n, group, first row) for all tiles.
   template <typename Buffers, typename F>
   void for_tiles(const TileGrid& grid, const F& f) const {
-    std::vector<TileColumns> columns;
-    for (int64_t i = 0; i < grid.across; ++i) {
-      columns.emplace_back(window, grid.first_column(i), grid.columns_of(i));
-    }
+    const std::vector<TileColumns> columns = columns_of(window, grid, false);
     parallel_for(shape.batch * shape.groups * grid.down * grid.across, 1, [&](int64_t begin, int64_t end) {
       Buffers buffers;
       for (int64_t i = begin; i < end; ++i) {
@@ -137,7 +128,8 @@ struct Forward {
 void filter_forward(const FilterForward& call) {
   const Window& window = call.shape.window;
   if (call.shape.batch * window.out_height * window.out_width == 0) return;
-  const auto run = [](const auto& forward) { forward.is_few() ? forward.run_few() : forward.run_many(); };
+  const bool few = are_few(window, call.shape.channels / call.shape.groups);
+  const auto run = [&](const auto& forward) { few ? forward.run_few() : forward.run_many(); };
   if (call.filters.scalar_type() == ScalarType::Double) {
     run(Forward<double>{call});
   } else {

@@ -184,8 +184,7 @@ void filter_sums(const FilterRow& row, const FilterSums& job) {
   using A = accumulator_t<F>;
   A* sums = static_cast<A*>(job.sums);
   fill(sums, (C + 3) * job.sums_stride, A(0));
-  fill(sums + (C + 3) * job.sums_stride, job.sums_stride,
-       std::is_same_v<A, double> ? A(-1.7e308) : A(-3e38f));
+  fill(sums + (C + 3) * job.sums_stride, job.sums_stride, kLowest<A>);
   for (int64_t dy = 0; dy < row.kernel; ++dy) {
     if (row.renormalize && !row.rows_inside[dy]) continue;
     if (row.normalize == kSoftmax) {
@@ -234,23 +233,19 @@ struct GroupGradient {
     for (int64_t g = 0; g < count; ++g, plane += row.plane_stride, target += job.grad_plane_stride) {
       prefetch_ahead(plane + x);
       const V given = load_lanes<Part>(plane, x, row.count);
-      V weight = Softmax ? exp_weight<F>(given - normalizer) : given * normalizer;
+      const V weight = Softmax ? exp_weight<F>(given - normalizer) : given * normalizer;
       V slope{};
       for (int c = 0; c < C; ++c) slope += grads[c] * load<V>(pixels + g + c * job.channel_stride);
       V result = slope + constant;
       if (grad_flow) result += flow_x * offset(dx + g);
-      if (edge) {
-        const auto seen = lanes_within<A>(x, inside ? row.first[dx + g] : 0, inside ? row.last[dx + g] : 0);
-        result = seen ? result : constant + flow_x * offset(dx + g);
-      }
+      const auto seen = [&] {
+        return lanes_within<A>(x, inside ? row.first[dx + g] : 0, inside ? row.last[dx + g] : 0);
+      };
+      if (edge) result = seen() ? result : constant + flow_x * offset(dx + g);
       result *= Softmax ? weight : normalizer;
-      if (edge && row.renormalize) {
-        const auto seen = lanes_within<A>(x, inside ? row.first[dx + g] : 0, inside ? row.last[dx + g] : 0);
-        result = seen ? result : V{};
-      }
+      if (edge && row.renormalize) result = seen() ? result : V{};
       if (job.grad_filters) store_lanes<Part>(target, x, row.count, result);
-      if constexpr (Part) weight = lanes_within<A>(x, 0, row.count) ? weight : V{};
-      store(weights + g * job.weights_stride, weight);
+      store_scratch<Part>(weights + g * job.weights_stride - x, x, row.count, weight);
     }
   }
 };

@@ -119,6 +119,21 @@ struct TileGrid {
   int64_t columns_of(int64_t tile) const { return std::min(columns, out_columns - tile * columns); }
 };
 
+// The columns of all tiles of a row of them.
+inline std::vector<TileColumns> columns_of(const Window& window, const TileGrid& grid, bool backward) {
+  std::vector<TileColumns> columns;
+  for (int64_t i = 0; i < grid.across; ++i) {
+    columns.emplace_back(window, grid.first_column(i), grid.columns_of(i), backward);
+  }
+  return columns;
+}
+
+// Whether all sums of so many channels stay in registers: few of them, whose taps lie next to each other.
+inline bool are_few(const Window& window, int64_t channels) {
+  const bool adjacent = window.dilation == 1 && window.stride == 1 && window.upsample == 1;
+  return channels == 0 || (channels <= kFewChannels && adjacent);
+}
+
 constexpr int64_t kFewRows = 16, kFewColumns = 512;  // of tiles with few channels
 constexpr int64_t kManyColumns = 128;  // also of few ones whose taps are transposed
 constexpr int64_t kWeightBytes = 384 << 10, kStagedBytes = 192 << 10;  // of the second-level cache
@@ -132,7 +147,7 @@ inline TileGrid grid_of_few(const Window& window, const FilterPlanes& filters) {
 inline TileGrid grid_of_weights(const Window& window, int64_t element, int64_t copies) {
   const int64_t width = std::min(kManyColumns, whole_registers(window.out_width));
   const int64_t bytes = window.taps() * width * element * copies;
-  const int64_t rows = std::clamp<int64_t>(kWeightBytes / bytes / 2 * 2, 2, 16);
+  const int64_t rows = std::clamp<int64_t>(kWeightBytes / bytes / 2 * 2, bytes < kWeightBytes ? 2 : 1, 16);
   return TileGrid(window, rows, kManyColumns);
 }
 
@@ -178,7 +193,7 @@ class ImageBands {
       : window_(window),
         images_(images),
         channels_(channels),
-        tiles_(std::max<int64_t>(1, divide_up(kLeastRows, grid.rows))),
+        tiles_(divide_up(least_rows(window), grid.rows)),
         bands_(divide_up(grid.down, tiles_)) {
     for (int64_t band = 0; band < bands_; ++band) {
       int64_t first = INT64_MAX, last = 0;
@@ -224,7 +239,11 @@ class ImageBands {
   }
 
  private:
-  static constexpr int64_t kLeastRows = 16;  // of a band, or the overlap is most of it
+  // Of a band: with fewer, what it shares with its neighbours would be most of it.
+  static int64_t least_rows(const Window& window) {
+    const int64_t reach = (window.kernel - 1) * window.dilation * window.upsample / window.stride;
+    return std::clamp<int64_t>(reach, 16, std::max<int64_t>(16, window.out_height));
+  }
 
   int64_t channel_stride(int64_t band) const { return (last_row_[band] - first_row_[band]) * window_.width; }
   A* at(int64_t image, int64_t band) const { return memory_.get() + image * size_ + begin_[band]; }

@@ -14,7 +14,17 @@ constexpr int kTypeOf = static_cast<int>(std::is_same_v<A, double> ? FloatType::
 template <typename A>
 struct Attention {
   AttentionShape shape;
-  Window window = shape.window;
+  Window window = reachable(shape.window);
+  // Taps that were cut off, whose similarity 0 counts.
+  double outside = window.padding == kZeros ? count_of(shape.window) - count_of(window) : 0;
+
+  static double count_of(const Window& of) { return static_cast<double>(of.kernel) * of.kernel; }
+  // A window without the taps that lie outside the image for every pixel.
+  static Window reachable(Window of) {
+    const int64_t reach = divide_up(std::max(of.height, of.width) - 1, of.dilation);
+    if (of.kernel / 2 > reach) of.kernel = 2 * reach + 1;
+    return of;
+  }
 
   struct Place {
     int64_t n, y;  // the image and the tile's first row
@@ -40,9 +50,9 @@ struct Attention {
     });
   }
 
-  // out_c(p) = factors(p) sum_k weights_k(p) image_c(p + o_k); factors: [rows] `stride` apart, or null.
+  // out_c(p) = sum_k weights_k(p) image_c(p + o_k) / divisors(p); divisors: [rows] `stride` apart, or null.
   void mix(Buffers& buffers, const WindowTile<A>& tile, const Place& at, const A* weights,
-           const MapView& image, int64_t channels, const A* factors, int64_t stride,
+           const MapView& image, int64_t channels, const A* divisors, int64_t stride,
            const MapView& out) const {
     for_channels(channels, together(tile), [&](int64_t first, int64_t count) {
       A* staged = buffers.staged.sized(tile.staged_size(count));
@@ -52,7 +62,7 @@ struct Attention {
       for (int64_t c = 0; c < count; ++c) {
         for (int64_t r = 0; r < tile.rows().count; ++r) {
           tile.write_row(outputs + c * tile.outputs_stride() + r * tile.columns().width,
-                         factors ? factors + r * stride : nullptr, out, at.n, first + c, at.y + r);
+                         divisors ? divisors + r * stride : nullptr, out, at.n, first + c, at.y + r);
         }
       }
     });
@@ -84,6 +94,7 @@ struct Attention {
     job.tap_stride = tile.columns().row_pitch;
     job.similarities = true;
     job.scale = shape.scale;
+    job.outside = outside;
     return job;
   }
 
@@ -91,19 +102,11 @@ struct Attention {
     return (at.n * window.height + at.y + r) * window.width + tile.columns().first;
   }
 
-  std::vector<TileColumns> columns_of(const TileGrid& grid) const {
-    std::vector<TileColumns> columns;
-    for (int64_t i = 0; i < grid.across; ++i) {
-      columns.emplace_back(window, grid.first_column(i), grid.columns_of(i));
-    }
-    return columns;
-  }
-
   // ------------------------------------------------------------------------------------ forward
   void forward(const MapView& q, const MapView& k, const MapView& v, const MapView& out,
                A* log_sum_exp) const {
     const TileGrid grid = grid_of_weights(window, sizeof(A), 1);
-    const std::vector<TileColumns> columns = columns_of(grid);
+    const std::vector<TileColumns> columns = columns_of(window, grid, false);
     parallel_for(shape.batch * grid.down * grid.across, 1, [&](int64_t begin, int64_t end) {
       Buffers buffers;
       for (int64_t i = begin; i < end; ++i) {
@@ -138,7 +141,7 @@ struct Attention {
 
   void backward(const Gradients& of) const {
     const TileGrid grid = grid_of_weights(window, sizeof(A), 2);
-    const std::vector<TileColumns> columns = columns_of(grid);
+    const std::vector<TileColumns> columns = columns_of(window, grid, true);
     ImageBands<A> bands_k(window, grid, shape.batch, of.grad_k ? shape.key_channels : 0);
     ImageBands<A> bands_v(window, grid, shape.batch, of.grad_v ? shape.value_channels : 0);
     const int64_t bands = bands_k.bands();

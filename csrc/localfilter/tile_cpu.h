@@ -104,14 +104,16 @@ struct TileColumns {
   std::vector<ColumnPhase> phases;
   std::vector<int64_t> first_inside, last_inside;  // [kernel] pixels whose tap lies inside
   int64_t all_first = 0, all_last = 0;  // pixels whose taps all do
-  // Rows of `count` pixels between zeros, for what is read at (element of a phase - offset).
+  // Rows of `count` pixels between zeros, for what is read at (element of a phase - offset): backward only.
   int64_t margin = 0, row_pitch = 0;
 
-  TileColumns(const Window& window, int64_t from, int64_t pixels)
+  TileColumns(const Window& window, int64_t from, int64_t pixels, bool backward)
       : first(from), count(pixels), width(whole_registers(pixels)) {
     lay_out(window);
     fill_columns(window);
     find_inside(window);
+    row_pitch = width;
+    if (!backward) return;
     for (const ColumnPhase& phase : phases) {
       margin = std::max(margin, whole_registers(phase.offsets.back()));
       row_pitch = std::max(row_pitch, phase.length);
@@ -126,7 +128,7 @@ struct TileColumns {
     // One part in which the taps lie dilation * upsample apart; with a stride one part per remainder; or,
     // where the taps are further apart than the tile is wide, one part per tap.
     const int64_t step = window.dilation * window.upsample;
-    const bool apart = window.kernel > 1 && (step / window.stride >= width || window.stride > window.kernel);
+    const bool apart = window.stride > window.kernel || (window.kernel > 1 && step / window.stride >= width);
     phases.resize(apart ? window.kernel : window.stride);
     for (int64_t dx = 0; dx < window.kernel; ++dx) {
       ColumnPhase& phase = phases[apart ? dx : dx * step % window.stride];

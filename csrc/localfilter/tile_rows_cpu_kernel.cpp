@@ -63,8 +63,7 @@ struct Weigh {
 
   template <bool Part>
   EFFOPS_INLINE void keep(int64_t tap, int64_t x, V weight) const {
-    if constexpr (Part) weight = lanes_within<A>(x, 0, row.count) ? weight : V{};
-    store(weights(tap) + x, weight);
+    store_scratch<Part>(weights(tap), x, row.count, weight);
   }
 
   void find_largest() const {
@@ -75,6 +74,12 @@ struct Weigh {
           store(weights(tap) + x, value);
           store(most + x, larger(load<V>(most + x), value));
         });
+  }
+
+  void count_outside() const {
+    for (int64_t x = 0; x < row.count; x += Vec<A>::lanes) {
+      store(sums(2) + x, exp_weight<F>(-load<V>(sums(3) + x)) * static_cast<A>(job.outside));
+    }
   }
 
   template <bool Softmax>
@@ -100,24 +105,24 @@ struct Weigh {
   void finish() const {
     for (int64_t x = 0; x < row.count; x += Vec<A>::lanes) {
       const V total = load<V>(sums(2) + x);
-      V factor = broadcast(A(1));
-      if (row.normalize != kNone || row.renormalize) factor = A(1) / total;
+      const bool divided = row.normalize != kNone || row.renormalize;
+      const V divisor = divided ? total : broadcast(A(1));
       if (row.normalize == kSoftmax) store(sums(2) + x, load<V>(sums(3) + x) + log_lanes(total));
       if (job.flow) {
-        for (int axis = 0; axis < 2; ++axis) store(sums(axis) + x, load<V>(sums(axis) + x) * factor);
+        for (int axis = 0; axis < 2; ++axis) store(sums(axis) + x, load<V>(sums(axis) + x) / divisor);
       }
-      store(sums(3) + x, factor);
+      store(sums(3) + x, divisor);
     }
   }
 
   void forward() const {
-    const A lowest = std::is_same_v<A, double> ? A(-1.7e308) : A(-3e38f);
     for (int64_t x = 0; x < row.count; x += Vec<A>::lanes) {
       for (int which = 0; which < 3; ++which) store(sums(which) + x, V{});
-      store(sums(3) + x, broadcast(lowest));
+      store(sums(3) + x, broadcast(job.outside > 0 ? A(0) : kLowest<A>));
     }
     if (row.normalize == kSoftmax) {
       find_largest();
+      if (job.outside > 0) count_outside();
       add_weights<true>();
     } else {
       add_weights<false>();
@@ -166,8 +171,7 @@ void slopes(const FilterRow& row, const SlopeRow& job) {
     value *= row.normalize == kSoftmax ? weight : by;
     if (edge && (row.renormalize || job.similarities)) value = range.lanes_inside(dy, dx, x) ? value : V{};
     if (job.similarities) {
-      if constexpr (part.value) value = lanes_within<A>(x, 0, row.count) ? value : V{};
-      store(slope, value * static_cast<A>(job.scale));
+      store_scratch<part.value>(slope - x, x, row.count, value * static_cast<A>(job.scale));
     } else {
       F* target = static_cast<F*>(job.grad_filters) + tap * job.grad_plane_stride;
       store_lanes<part.value>(target, x, row.count, value);
@@ -195,18 +199,18 @@ void stage(const void* row, int64_t pixel_stride, const StagedColumns& columns, 
 }
 
 template <typename T, typename A = accumulator_t<T>>
-void write(const void* scratch, const void* factors, int64_t count, void* row, int64_t pixel_stride) {
+void write(const void* scratch, const void* divisors, int64_t count, void* row, int64_t pixel_stride) {
   using V = typename Vec<A>::type;
-  const A *sums = static_cast<const A*>(scratch), *by = static_cast<const A*>(factors);
+  const A *sums = static_cast<const A*>(scratch), *by = static_cast<const A*>(divisors);
   T* target = static_cast<T*>(row);
   if (pixel_stride == 1) {
     for_lanes<A>(count, [&](int64_t x, auto part) __attribute__((always_inline)) {
       V value = load<V>(sums + x);
-      if (by) value *= load<V>(by + x);
+      if (by) value /= load<V>(by + x);
       store_lanes<part.value>(target, x, count, value);
     });
   } else {
-    for (int64_t x = 0; x < count; ++x) target[x * pixel_stride] = narrow<T>(by ? sums[x] * by[x] : sums[x]);
+    for (int64_t x = 0; x < count; ++x) target[x * pixel_stride] = narrow<T>(by ? sums[x] / by[x] : sums[x]);
   }
 }
 

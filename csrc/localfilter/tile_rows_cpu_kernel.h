@@ -22,19 +22,20 @@ struct WeighRow {
   int64_t tap_stride;
   bool similarities;  // the filters are products of queries and keys: they are scaled, and 0 outside
   double scale;
-  // Forward: three scratch rows: flow (dx, dy) if asked for, the normalizer, the factor that is missing in
-  // `weights`. They are `sums_stride` apart.
+  double outside;  // further taps of similarity 0 that count
+  // Forward: three scratch rows: flow (dx, dy) if asked for, the normalizer, and what `weights` are still to
+  // be divided by. They are `sums_stride` apart.
   void* sums;
   int64_t sums_stride;
   bool flow;
-  // Backward: the normalizer of each pixel (as FilterGradient's): `weights` miss no factor, sums is not used.
+  // Backward: the normalizer of each pixel (as FilterGradient's), by which `weights` are divided; no sums.
   const void* normalizer;
 };
 
 // The gradients of the filters of one row, all taps: T (s - D) or (s - D) / S, as FilterGradient's.
 struct SlopeRow {
   const void* weights;  // T
-  void* slopes;         // sum_c dY_c X_c; scratch, as weights; receives similarities' gradients
+  void* slopes;  // sum_c dY_c X_c; scratch, as weights; receives similarities' gradients
   int64_t tap_stride;
   const void *normalizer, *mean, *grad_flow;  // grad_flow: rows flow_stride apart, or null
   int64_t flow_stride;
@@ -51,8 +52,8 @@ struct TileRowKernels {
   // of the pixels: target[i] = row[columns[i]],
   void (*stage[kNumFloatTypes])(const void* row, int64_t pixel_stride, const StagedColumns& columns,
                                 void* target);
-  // of the output: row[i] = scratch[i] * factors[i]; factors may be null.
-  void (*write[kNumFloatTypes])(const void* scratch, const void* factors, int64_t count, void* row,
+  // of the output: row[i] = scratch[i] / divisors[i]; divisors may be null.
+  void (*write[kNumFloatTypes])(const void* scratch, const void* divisors, int64_t count, void* row,
                                 int64_t pixel_stride);
   // Indexed by whether accumulators are double: row[columns[i]] += staged[i];
   void (*fold[2])(const void* staged, const StagedColumns& columns, void* row);

@@ -69,11 +69,11 @@ class WindowTile {
     }
   }
 
-  // Writes a row of the tile times `factors` (or null).
-  void write_row(const A* row, const A* factors, const MapView& maps, int64_t n, int64_t channel,
+  // Writes a row of the tile divided by `divisors` (or null).
+  void write_row(const A* row, const A* divisors, const MapView& maps, int64_t n, int64_t channel,
                  int64_t y) const {
     tile_row_kernels().write[static_cast<int>(maps.type)](
-        row, factors, columns_.count, maps.at(n, channel, y, columns_.first), maps.strides[3]);
+        row, divisors, columns_.count, maps.at(n, channel, y, columns_.first), maps.strides[3]);
   }
 
   // Adds staged gradients to whole rows of the image, [channels][rows from first_row on][window.width].

@@ -183,7 +183,7 @@ def _fake_backward(
     grad_flow: Tensor | None,
     image: Tensor,
     filters: Tensor,
-    output: Tensor,
+    output: Tensor | None,
     flow: Tensor | None,
     normalizer: Tensor,
     normalize: int,
@@ -206,7 +206,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, Tensor, Tens
     output, flow, normalizer = outputs
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*((normalizer,) if return_flow else (flow, normalizer)))
-    ctx.save_for_backward(image, filters, output, flow, normalizer)
+    # Only normalised weights need the output; a ReLU in place may follow the others.
+    saved_output = output if normalizer.dim() == 4 else None
+    ctx.save_for_backward(image, filters, saved_output, flow, normalizer)
 
 
 def _backward(
@@ -217,7 +219,7 @@ def _backward(
     if grad_output is None and grad_flow is None:
         return (None,) * 9
     if grad_output is None:
-        grad_output = torch.zeros_like(output)
+        grad_output = _maps.new_maps(image, (*image.shape[:2], *filters.shape[2:])).zero_()
     found = _backward_op(
         grad_output,
         grad_flow,
