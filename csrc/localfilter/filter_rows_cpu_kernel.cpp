@@ -17,17 +17,20 @@ namespace effops::localfilter::EFFOPS_ISA {
 namespace {
 
 constexpr int64_t kGroup = 6;  // taps at a time
-constexpr int64_t kPrefetchedBytes = 512;  // ahead in each plane
+constexpr int64_t kPrefetchedBytes = 2048;  // ahead in each plane
 
+// Once per line of pixels.
 template <typename F>
-EFFOPS_INLINE void prefetch_ahead(const F* p) {
-  __builtin_prefetch(reinterpret_cast<const char*>(p) + kPrefetchedBytes);
+EFFOPS_INLINE void prefetch_ahead(const F* plane, int64_t x) {
+  if (x * static_cast<int64_t>(sizeof(F)) % 64 == 0) {
+    __builtin_prefetch(reinterpret_cast<const char*>(plane + x) + kPrefetchedBytes);
+  }
 }
 
-// Taps of the group that begins at dx: 6, 3, 2 or 1.
+// Taps of the group that begins at dx: 6, 5, 3, 2 or 1.
 EFFOPS_INLINE int64_t group_size(int64_t kernel, int64_t dx) {
   const int64_t left = kernel - dx;
-  return left >= kGroup ? kGroup : left >= 3 ? 3 : left;
+  return left >= kGroup ? kGroup : left == 4 ? 3 : left;
 }
 
 // ---------------------------------------------------------------------------------------- forward
@@ -90,7 +93,7 @@ struct GroupSums {
   EFFOPS_INLINE void softmax(int64_t x) const {
     V logits[G];
     for (int g = 0; g < G; ++g) {
-      prefetch_ahead(planes + g * row.plane_stride + x);
+      prefetch_ahead(planes + g * row.plane_stride, x);
       logits[g] = load_lanes<Part>(planes + g * row.plane_stride, x, row.count);
     }
     if (row.renormalize && at_edge(x)) {
@@ -140,6 +143,7 @@ void softmax_sums(const FilterRow& row, const FilterSums& job, int64_t dy) {
       case 1: softmax_group<F, C, 1>(row, job, dy, dx); break;
       case 2: softmax_group<F, C, 2>(row, job, dy, dx); break;
       case 3: softmax_group<F, C, 3>(row, job, dy, dx); break;
+      case 5: softmax_group<F, C, 5>(row, job, dy, dx); break;
       default: softmax_group<F, C, kGroup>(row, job, dy, dx);
     }
   }
@@ -231,7 +235,7 @@ struct GroupGradient {
     const A* pixels = static_cast<const A*>(job.image) + dx + x;
     A* weights = static_cast<A*>(job.weights) + dx * job.weights_stride + x;
     for (int64_t g = 0; g < count; ++g, plane += row.plane_stride, target += job.grad_plane_stride) {
-      prefetch_ahead(plane + x);
+      prefetch_ahead(plane, x);
       const V given = load_lanes<Part>(plane, x, row.count);
       const V weight = Softmax ? exp_weight<F>(given - normalizer) : given * normalizer;
       V slope{};
