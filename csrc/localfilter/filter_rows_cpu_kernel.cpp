@@ -131,9 +131,12 @@ struct GroupSums {
 template <typename F, int C, int G>
 void softmax_group(const FilterRow& row, const FilterSums& job, int64_t dy, int64_t dx) {
   const GroupSums<F, C> group(row, job, dy, dx);
-  for_lanes<accumulator_t<F>>(row.count, [&](int64_t x, auto part) __attribute__((always_inline)) {
-    group.template softmax<G, part.value>(x);
-  });
+  constexpr int lanes = Vec<accumulator_t<F>>::lanes;
+  int64_t x = 0;
+  for (; x + lanes <= row.count; x += lanes) group.template softmax<G, false>(x);
+  // The end of the row tap by tap: a group of each size for it would double the code.
+  for (int g = 0; x < row.count && g < G; ++g)
+    GroupSums<F, C>(row, job, dy, dx + g).template softmax<1, true>(x);
 }
 
 template <typename F, int C>
