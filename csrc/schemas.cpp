@@ -46,4 +46,11 @@ STABLE_TORCH_LIBRARY(effops, m) {
   m.def("neighborhood_dot_backward(Tensor grad_output, Tensor q, Tensor k, int window, int dilation, bool need_q, bool need_k) -> (Tensor, Tensor)");
   m.def("neighborhood_mix(Tensor weights, Tensor v, int dilation) -> Tensor");
   m.def("neighborhood_mix_backward(Tensor grad_output, Tensor weights, Tensor v, int dilation, bool need_weights, bool need_v) -> (Tensor, Tensor)");
+  // pairwise
+  m.def("mean_shift(Tensor x, Tensor? weights, Tensor? seeds, Tensor? kappa_tensor, float kappa, float eta, int iterations, float tol, int precision, bool return_all, bool save) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("mean_shift_backward(Tensor grad_output, Tensor x, Tensor? weights, Tensor? seeds, Tensor? kappa_tensor, Tensor iterates, Tensor sums, Tensor steps, float kappa, float eta, int precision, bool return_all, bool need_x, bool need_weights, bool need_seeds, bool need_kappa) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("assign_modes(Tensor modes, float threshold, int min_size) -> Tensor");
+  m.def("mean_shift_cluster(Tensor x, float kappa, int iterations, float threshold, int min_size) -> Tensor");
+  m.def("pairwise_embedding_loss(Tensor x, Tensor order, Tensor segments, Tensor weights, float alpha, int normalize) -> (Tensor, Tensor)");
+  m.def("pairwise_embedding_loss_backward(Tensor grad_loss, Tensor x, Tensor order, Tensor segments, Tensor weights, Tensor costs, float alpha, int normalize, bool need_x, bool need_weights) -> (Tensor, Tensor)");
 }
