@@ -33,8 +33,7 @@ struct Side {
 template <typename T>
 class PairGradient {
  public:
-  PairGradient(int64_t channels, T kappa)
-      : channels_(channels), kappa_(kappa), buffers_(1, 4, kTile) {}
+  PairGradient(int64_t channels, T kappa) : channels_(channels), kappa_(kappa), buffers_(1, 4, kTile) {}
 
   const T* similarities(const T* a, const T* b) {
     kernels_.product({a, 1, kTile, b, weights(), kTile, channels_, false});
@@ -51,9 +50,7 @@ class PairGradient {
     }
     return kernels_.weigh_slopes(weights(), slopes(), kappa_);
   }
-  void add_to_lanes(const Side<T>& rows, const Side<T>& lanes) {
-    add(rows, weights(), slopes(), lanes);
-  }
+  void add_to_lanes(const Side<T>& rows, const Side<T>& lanes) { add(rows, weights(), slopes(), lanes); }
   void add_to_rows(const Side<T>& rows, const Side<T>& lanes) {
     T *const weights_over = buffers_.at(0, 2), *const slopes_over = buffers_.at(0, 3);
     if (lanes.h && rows.drawn) kernels_.transpose(weights(), weights_over);
@@ -358,9 +355,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mean_shift_backward(
     const Tensor& steps,                        // [B]
     double kappa, double eta, int64_t precision, bool return_all, bool need_x, bool need_weights,
     bool need_seeds, bool need_kappa) {
-  const MeanShiftShape shape =
-      check_mean_shift_grad(grad_output, x, weights, seeds, kappa_tensor, iterates, sums, steps, kappa, eta,
-                            precision, return_all, need_x, need_weights, need_seeds, need_kappa);
+  const MeanShiftShape shape = check_mean_shift_grad(grad_output, x, weights, seeds, kappa_tensor, iterates,
+                                                     sums, steps, kappa, eta, precision, return_all, need_x,
+                                                     need_weights, need_seeds, need_kappa);
   const auto like = [&](const std::optional<Tensor>& tensor) { return tensor.has_value() ? tensor : x; };
   const Tensor grad_x = gradient_of(x, need_x), grad_weights = gradient_of(like(weights), need_weights),
                grad_seeds = gradient_of(like(seeds), need_seeds),

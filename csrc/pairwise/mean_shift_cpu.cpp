@@ -98,9 +98,8 @@ class MeanShift {
         if (!shape_.seeds) limits_.set(image, tile, frame, weights_, unit_[image]);
       });
     }
-    row_grid_.for_tiles([&](int64_t image, int64_t tile) {
-      std::fill_n(sums_.at(image, tile), sums_.size(), T(0));
-    });
+    row_grid_.for_tiles(
+        [&](int64_t image, int64_t tile) { std::fill_n(sums_.at(image, tile), sums_.size(), T(0)); });
   }
 
   void add_up() {
@@ -145,9 +144,9 @@ class MeanShift {
     row_grid_.for_tiles([&](int64_t image, int64_t tile) {
       if (!runs(image)) return;
       T degrees[kTile], norms[kTile];
-      moved_[image * row_grid_.tiles + tile] = tile_kernels<T>().advance(
-          {rows().frame(image, tile), sums_.at(image, tile), shape_.channels, row_grid_.count(tile),
-           static_cast<T>(shape_.eta), degrees, norms});
+      moved_[image * row_grid_.tiles + tile] =
+          tile_kernels<T>().advance({rows().frame(image, tile), sums_.at(image, tile), shape_.channels,
+                                     row_grid_.count(tile), static_cast<T>(shape_.eta), degrees, norms});
       if (out.sums) {
         rows().unpack(degrees, 1, image, tile, saved_sums(out, t, 0, image));
         rows().unpack(norms, 1, image, tile, saved_sums(out, t, 1, image));
@@ -192,7 +191,8 @@ class MeanShift {
   void finish(const Outputs<T>& out) {
     if (out.last) {
       row_grid_.for_tiles([&](int64_t image, int64_t tile) {
-        rows().unpack(rows().frame(image, tile), shape_.channels, image, tile, out.last + image * image_size());
+        rows().unpack(rows().frame(image, tile), shape_.channels, image, tile,
+                      out.last + image * image_size());
       });
     }
     for (int64_t image = 0; image < shape_.batch; ++image) {
@@ -205,8 +205,10 @@ class MeanShift {
         if (out.iterates) {
           T* to = out.iterates + ((t + 1) * shape_.batch + image) * image_size();
           const T* from = out.iterates + (done * shape_.batch + image) * image_size();
-          if (lost(image)) std::fill_n(to, image_size(), nan);
-          else std::copy_n(from, image_size(), to);
+          if (lost(image))
+            std::fill_n(to, image_size(), nan);
+          else
+            std::copy_n(from, image_size(), to);
         }
         for (int64_t which = 0; out.sums && which < 2; ++which) {
           std::fill_n(saved_sums(out, t, which, image), shape_.rows, lost(image) ? nan : T(0));
@@ -230,12 +232,13 @@ class MeanShift {
   std::vector<char> unit_, active_;
 };
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> mean_shift(const Tensor& x,                            // [B, N, D]
-                                                      const std::optional<Tensor>& weights,       // [B, N]
-                                                      const std::optional<Tensor>& seeds,         // [B, M, D]
+std::tuple<Tensor, Tensor, Tensor, Tensor> mean_shift(const Tensor& x,  // [B, N, D]
+                                                      const std::optional<Tensor>& weights,  // [B, N]
+                                                      const std::optional<Tensor>& seeds,  // [B, M, D]
                                                       const std::optional<Tensor>& kappa_tensor,  // [] or [1]
-                                                      double kappa, double eta, int64_t iterations, double tol,
-                                                      int64_t precision, bool return_all, bool save) {
+                                                      double kappa, double eta, int64_t iterations,
+                                                      double tol, int64_t precision, bool return_all,
+                                                      bool save) {
   const MeanShiftShape shape = check_mean_shift(x, weights, seeds, kappa_tensor, kappa, eta, iterations, tol,
                                                 precision, return_all, save);
   const std::vector<int64_t> one{shape.batch, shape.rows, shape.channels};
@@ -253,8 +256,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mean_shift(const Tensor& x,          
       T* const data = new_data<T>(output);
       T* const kept = save && !return_all ? new_data<T>(iterates) : nullptr;
       MeanShift<T>(shape, value, data_of<T>(points), data_of<T>(own_weights), data_of<T>(own_seeds))
-          .run({return_all ? nullptr : data, return_all ? data : kept,
-                save ? new_data<T>(sums) : nullptr, new_data<int64_t>(steps)});
+          .run({return_all ? nullptr : data, return_all ? data : kept, save ? new_data<T>(sums) : nullptr,
+                new_data<int64_t>(steps)});
     });
   }
   return {output, iterates, sums, steps};
@@ -263,6 +266,4 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mean_shift(const Tensor& x,          
 }  // namespace
 }  // namespace effops::pairwise
 
-STABLE_TORCH_LIBRARY_IMPL(effops, CPU, m) {
-  m.impl("mean_shift", TORCH_BOX(&effops::pairwise::mean_shift));
-}
+STABLE_TORCH_LIBRARY_IMPL(effops, CPU, m) { m.impl("mean_shift", TORCH_BOX(&effops::pairwise::mean_shift)); }

@@ -1,5 +1,5 @@
-// All pairs of blocks of tiles, in rounds in which every block belongs to one pair only: both of a pair may be
-// added to, without locks and in an order that does not depend on the number of threads.
+// All pairs of blocks of tiles, in rounds in which every block belongs to one pair only: both of a pair may
+// be added to, without locks and in an order that does not depend on the number of threads.
 #pragma once
 
 #include <algorithm>
@@ -51,8 +51,10 @@ void for_cross_pairs(int64_t images, int64_t tiles_a, int64_t tiles_b, const F& 
     parallel_for(images * pairs, 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t one = i % pairs, other = (round + one) % rounds;
-        if (tiles_a <= tiles_b) f(i / pairs, one, other);
-        else f(i / pairs, other, one);
+        if (tiles_a <= tiles_b)
+          f(i / pairs, one, other);
+        else
+          f(i / pairs, other, one);
       }
     });
   }

@@ -44,32 +44,48 @@ void similarities_of(const T* a, const T* b, int64_t channels, T* similarities) 
 }  // namespace
 
 template <typename T>
-PointSet<T>::PointSet(const TileGrid& grid, const T* rows, bool coherent)
+PointSet<T>::PointSet(const TileGrid& grid)
     : grid_(grid),
       frames_(grid.images, grid.tiles, grid.channels + 1),
       norms_(grid.images, grid.tiles, 1),
       order_(grid.images),
       finite_(grid.images, 1),
-      unit_(grid.images, 1) {
-  const auto image_rows = [&](int64_t image) { return rows + image * grid.points * grid.channels; };
-  const auto load_all = [&] {
-    grid_.for_tiles([&](int64_t image, int64_t tile) {
-      pack(image_rows(image), grid_.channels, image, tile, frame(image, tile));
-      normalize(image, tile);
-    });
-  };
-  load_all();
-  for (int64_t image = 0; image < grid.images; ++image) {
-    for (int64_t tile = 0; tile < grid.tiles; ++tile) {
-      for (int64_t l = 0; l < grid.count(tile); ++l) {
+      unit_(grid.images, 1) {}
+
+template <typename T>
+PointSet<T>::PointSet(const TileGrid& grid, const T* rows, bool coherent) : PointSet(grid) {
+  load(rows);
+  inspect();
+  if (!coherent || grid.tiles < 4) return;  // few pairs of tiles
+  for (int64_t image = 0; image < grid.images; ++image) arrange(image);
+  load(rows);
+}
+
+template <typename T>
+PointSet<T>::PointSet(const TileGrid& grid, const T* rows, std::vector<int32_t> order) : PointSet(grid) {
+  order_[0] = std::move(order);
+  load(rows);
+  inspect();
+}
+
+template <typename T>
+void PointSet<T>::load(const T* rows) {
+  grid_.for_tiles([&](int64_t image, int64_t tile) {
+    pack(rows + image * grid_.points * grid_.channels, grid_.channels, image, tile, frame(image, tile));
+    normalize(image, tile);
+  });
+}
+
+template <typename T>
+void PointSet<T>::inspect() {
+  for (int64_t image = 0; image < grid_.images; ++image) {
+    for (int64_t tile = 0; tile < grid_.tiles; ++tile) {
+      for (int64_t l = 0; l < grid_.count(tile); ++l) {
         finite_[image] &= std::isfinite(norms(image, tile)[l]) ? 1 : 0;
         unit_[image] &= norms(image, tile)[l] >= T(kSmallestNorm) ? 1 : 0;
       }
     }
   }
-  if (!coherent || grid.tiles < 4) return;  // few pairs of tiles
-  for (int64_t image = 0; image < grid.images; ++image) arrange(image);
-  load_all();
 }
 
 template <typename T>
@@ -79,7 +95,8 @@ void PointSet<T>::normalize(int64_t image, int64_t tile) {
   const int64_t count = grid_.count(tile);
   double squares[kTile] = {}, scale[kTile];
   for (int64_t k = 0; k < grid_.channels; ++k) {
-    for (int64_t l = 0; l < kTile; ++l) squares[l] += static_cast<double>(x[k * kTile + l]) * x[k * kTile + l];
+    for (int64_t l = 0; l < kTile; ++l)
+      squares[l] += static_cast<double>(x[k * kTile + l]) * x[k * kTile + l];
   }
   for (int64_t l = 0; l < kTile; ++l) {
     const double norm = std::sqrt(squares[l]);
@@ -122,24 +139,22 @@ void PointSet<T>::arrange(int64_t image) {
 
 template <typename T>
 void PointSet<T>::pack(const T* from, int64_t rows, int64_t image, int64_t tile, T* frame) const {
-  const std::vector<int32_t>& order = order_[image];
   const int64_t first = tile * kTile, count = grid_.count(tile);
   for (int64_t l = 0; l < kTile; ++l) {
     if (l >= count) {
       for (int64_t k = 0; k < rows; ++k) frame[k * kTile + l] = 0;
       continue;
     }
-    const T* row = from + (order.empty() ? first + l : order[first + l]) * rows;
+    const T* row = from + row_at(image, first + l) * rows;
     for (int64_t k = 0; k < rows; ++k) frame[k * kTile + l] = row[k];
   }
 }
 
 template <typename T>
 void PointSet<T>::unpack(const T* frame, int64_t rows, int64_t image, int64_t tile, T* to) const {
-  const std::vector<int32_t>& order = order_[image];
   const int64_t first = tile * kTile, count = grid_.count(tile);
   for (int64_t l = 0; l < count; ++l) {
-    T* row = to + (order.empty() ? first + l : order[first + l]) * rows;
+    T* row = to + row_at(image, first + l) * rows;
     for (int64_t k = 0; k < rows; ++k) row[k] = frame[k * kTile + l];
   }
 }

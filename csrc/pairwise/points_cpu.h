@@ -51,6 +51,8 @@ class PointSet {
   // The rows [images, points, channels], normalised. `coherent`: put into an order in which points of a tile
   // are near each other, so that many pairs of tiles are far apart.
   PointSet(const TileGrid& grid, const T* rows, bool coherent);
+  // The same of one image, whose points are the rows that `order` names.
+  PointSet(const TileGrid& grid, const T* rows, std::vector<int32_t> order);
 
   const TileGrid& grid() const { return grid_; }
   // [channels + 1][64]: the points, and 1; zeros behind the last point.
@@ -61,11 +63,18 @@ class PointSet {
   bool finite(int64_t image) const { return finite_[image]; }
   bool unit(int64_t image) const { return unit_[image]; }
 
+  // Which row is at a place.
+  int64_t row_at(int64_t image, int64_t place) const {
+    return order_[image].empty() ? place : order_[image][place];
+  }
   // Copies rows of `rows` numbers, [points, rows] of one image, to a frame, and back. Zeros behind the last.
   void pack(const T* from, int64_t rows, int64_t image, int64_t tile, T* frame) const;
   void unpack(const T* frame, int64_t rows, int64_t image, int64_t tile, T* to) const;
 
  private:
+  explicit PointSet(const TileGrid& grid);
+  void load(const T* rows);
+  void inspect();
   void normalize(int64_t image, int64_t tile);
   void arrange(int64_t image);
 

@@ -10,8 +10,10 @@ namespace effops::pairwise {
 // Calls f(TypeTag<T>{}) with the type of the points, float or double.
 template <typename F>
 void dispatch_points(const Tensor& points, const F& f) {
-  if (points.scalar_type() == ScalarType::Double) f(TypeTag<double>{});
-  else f(TypeTag<float>{});
+  if (points.scalar_type() == ScalarType::Double)
+    f(TypeTag<double>{});
+  else
+    f(TypeTag<float>{});
 }
 
 inline std::optional<Tensor> as_contiguous(const std::optional<Tensor>& tensor) {

@@ -111,8 +111,10 @@ T largest(const T* numbers, int64_t count) {
 
 template <typename T>
 EFFOPS_INLINE T square_root(T value) {
-  if constexpr (sizeof(T) == 8) return __builtin_sqrt(value);
-  else return __builtin_sqrtf(value);
+  if constexpr (sizeof(T) == 8)
+    return __builtin_sqrt(value);
+  else
+    return __builtin_sqrtf(value);
 }
 
 template <typename T>
@@ -307,9 +309,8 @@ void hinge_costs(const Hinge<T>& hinge) {
   for (int64_t row = 0; row < kTile; row += 4) {
     V sums[4] = {};
     for (int r = 0; r < 4; ++r) {
-      for_registers<T>(kTile, [&](int64_t l) {
-        sums[r] += load<V>(hinge.similarities + (row + r) * kTile + l);
-      });
+      for_registers<T>(kTile,
+                       [&](int64_t l) { sums[r] += load<V>(hinge.similarities + (row + r) * kTile + l); });
     }
     add_sums(sums[0], sums[1], sums[2], sums[3], hinge.row_costs + row);
   }
@@ -331,9 +332,9 @@ bool hinge_slopes(const Hinge<T>& hinge) {
 }
 
 template <typename T>
-constexpr TileKernels<T> kKernels{
-    product<T>, transpose<T>,    multiply_lanes<T>, largest<T>, center<T>,      reach<T>,        weigh<T>,
-    weigh_slopes<T>, advance<T>, retreat<T>,        hinge_costs<T>, hinge_slopes<T>, edges<T>, nearest<T>};
+constexpr TileKernels<T> kKernels{product<T>,     transpose<T>,    multiply_lanes<T>, largest<T>, center<T>,
+                                  reach<T>,       weigh<T>,        weigh_slopes<T>,   advance<T>, retreat<T>,
+                                  hinge_costs<T>, hinge_slopes<T>, edges<T>,          nearest<T>};
 
 }  // namespace
 

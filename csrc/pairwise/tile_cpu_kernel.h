@@ -3,12 +3,13 @@
 // Points come in tiles of 64, stored by channels: a frame is [rows][64], and lanes are points everywhere, so
 // that no number of channels wastes lanes. One product serves all steps,
 //     c[r][l] (+)= sum_k a(r, k) b[k][l],      a read one element at a time with any strides:
-// - similarities of two tiles: a = the first frame transposed (strides 1, 64), b = the second frame, k = channels;
-// - sums of kernel weights times points, of lanes l: a = the other frame (strides 64, 1), b = the weights [64][64].
-// For the other tile's sums the weights are transposed. 4 rows x 64 lanes stay in registers (16 of AVX-512):
-// per k, 4 loads, 4 broadcasts and 16 multiply-adds, so it is bound by the rate of multiply-adds; all operands
-// of a step stay in the caches: 64 x 64 numbers are 16 KB of float. The exponential takes 10 instructions per
-// register of weights, the product 3 C for C channels (both sides' sums counted).
+// - similarities of two tiles: a = the first frame transposed (strides 1, 64), b = the second frame, k =
+// channels;
+// - sums of kernel weights times points, of lanes l: a = the other frame (strides 64, 1), b = the weights
+// [64][64]. For the other tile's sums the weights are transposed. 4 rows x 64 lanes stay in registers (16 of
+// AVX-512): per k, 4 loads, 4 broadcasts and 16 multiply-adds, so it is bound by the rate of multiply-adds;
+// all operands of a step stay in the caches: 64 x 64 numbers are 16 KB of float. The exponential takes 10
+// instructions per register of weights, the product 3 C for C channels (both sides' sums counted).
 //
 // The rest are element-wise loops over frames, O(points x channels).
 #pragma once
@@ -72,7 +73,8 @@ template <typename T>
 struct TileKernels {
   void (*product)(const Product<T>& product);
   void (*transpose)(const T* from, T* to);              // [64][64]
-  void (*multiply_lanes)(const T* frame, const T* lanes, T* to, int64_t rows);  // to[r][l] = frame[r][l] lanes[l]
+  void (*multiply_lanes)(const T* frame, const T* lanes, T* to,
+                         int64_t rows);  // to[r][l] = frame[r][l] lanes[l]
   // The largest of `count` = a multiple of 64 numbers, none of which is NaN.
   T (*largest)(const T* numbers, int64_t count);
   // The unit vector along the sum of `count` points, and the smallest product of one of them with it; -1
@@ -104,8 +106,10 @@ EFFOPS_DECLARE_KERNEL_TABLE(PairTileKernels, pair_tile_kernels)
 
 template <typename T>
 const TileKernels<T>& tile_kernels() {
-  if constexpr (sizeof(T) == 8) return pair_tile_kernels().of_double;
-  else return pair_tile_kernels().of_float;
+  if constexpr (sizeof(T) == 8)
+    return pair_tile_kernels().of_double;
+  else
+    return pair_tile_kernels().of_float;
 }
 
 }  // namespace effops::pairwise
