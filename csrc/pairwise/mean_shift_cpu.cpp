@@ -167,7 +167,7 @@ class MeanShift {
       for (int64_t tile = 0; tile < row_grid_.tiles; ++tile) {
         const double moved = moved_[image * row_grid_.tiles + tile];
         if (short_[image * row_grid_.tiles + tile]) unit_[image] = 0;
-        most = !(moved <= most) ? moved : most;
+        most = std::max(most, moved);
       }
       if (shape_.tol >= 0 && !lost(image) && std::sqrt(most) <= shape_.tol) active_[image] = 0;
     }

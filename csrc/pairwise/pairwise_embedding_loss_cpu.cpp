@@ -3,8 +3,6 @@
 // out.
 #include "pairwise_embedding_loss.h"
 
-#include <numeric>
-
 #include "pair_rounds_cpu.h"
 #include "tensors_cpu.h"
 #include "tile_bounds_cpu.h"
@@ -52,8 +50,9 @@ class Image {
     });
   }
 
-  // grad_x: [N, D], written at the points: of scale * sum_i w_i costs_i.
-  void backward(double scale, T* grad_x) {
+  // grad_x: [N, D], written at the points: of sum_i (w_i / divisors[0]) (costs_i / divisors[1]), times
+  // `grad`.
+  void backward(double grad, const double (&divisors)[2], T* grad_x) {
     const Frames<T> weighted(1, grid_.tiles, grid_.channels + 1), sums(1, grid_.tiles, grid_.channels);
     grid_.for_tiles([&](int64_t, int64_t tile) {
       tile_kernels<T>().multiply_lanes(points_.frame(0, tile), weights_.at(0, tile), weighted.at(0, tile),
@@ -69,7 +68,7 @@ class Image {
       kernels.transpose(similarities, transposed);
       add(weighted.at(0, b), transposed, sums.at(0, a));
     });
-    grid_.for_tiles([&](int64_t, int64_t tile) { finish(tile, scale, sums.at(0, tile), grad_x); });
+    grid_.for_tiles([&](int64_t, int64_t tile) { finish(tile, grad, divisors, sums.at(0, tile), grad_x); });
   }
 
  private:
@@ -136,13 +135,16 @@ class Image {
   }
 
   // From the sums of w_j x_j over the costly points of other instances to the gradient of the rows.
-  void finish(int64_t tile, double scale, const T* sums, T* grad_x) {
+  void finish(int64_t tile, double grad, const double (&divisors)[2], const T* sums, T* grad_x) {
     const T *frame = points_.frame(0, tile), *norms = points_.norms(0, tile);
     for (int64_t l = 0; l < grid_.count(tile); ++l) {
       const double* const same = mean(segments_.at(0, tile)[l]);
-      const double factor = points_.finite(0) ? scale * weights_.at(0, tile)[l] : __builtin_nan("");
+      const double weight = points_.finite(0) ? weights_.at(0, tile)[l] : __builtin_nan("");
+      const double factor = grad * (weight / divisors[0]);
       const bool is_short = norms[l] < T(kSmallestNorm);
-      const auto grad_at = [&](int64_t k) { return factor * (sums[k * kTile + l] - same[k]); };
+      const auto grad_at = [&](int64_t k) {
+        return factor * ((sums[k * kTile + l] - same[k]) / divisors[1]);
+      };
       double along = 0;
       for (int64_t k = 0; k < grid_.channels; ++k) along += grad_at(k) * frame[k * kTile + l];
       T* const to = grad_x + points_.row_at(0, tile * kTile + l) * grid_.channels;
@@ -193,23 +195,30 @@ struct Batch {
       parallel_for(shape.batch, 1, range);
   }
 
-  struct Sums {
-    double weight, cost;
-  };
-  Sums sums(int64_t image, const T* costs) const {
-    Sums sums{0, 0};
-    for (int64_t i = begin(image); i < shape.points; ++i) {
-      const int64_t at = image * shape.points + order[image * shape.points + i];
-      sums.weight += weights[at];
-      sums.cost += static_cast<double>(weights[at]) * costs[at];
-    }
-    return sums;
+  // The place of a point in the order of x, in the arrays of all images.
+  int64_t at(int64_t image, int64_t i) const {
+    return image * shape.points + order[image * shape.points + i];
   }
-  // What the costs of an image are divided by; 0 if it counts 0.
-  double divisor(int64_t image, const Sums& sums) const {
-    if (shape.normalize == kNone) return 1;
-    if (shape.normalize == kThesis) return static_cast<double>(shape.points - begin(image));
-    return sums.weight * sums.weight;
+
+  // A loss is sum_i (w_i / divisors[0]) (c_i / divisors[1]): two factors, as the square of the sum of weights
+  // may overflow. It is 0 where that sum is 0.
+  struct Total {
+    double loss, weight, divisors[2];
+  };
+  Total total(int64_t image, const T* costs) const {
+    Total total{0, 0, {1, 1}};
+    const int64_t first = begin(image);
+    for (int64_t i = first; i < shape.points; ++i) total.weight += weights[at(image, i)];
+    if (shape.normalize == kThesis) total.divisors[0] = static_cast<double>(shape.points - first);
+    if (shape.normalize == kSumWeights) total.divisors[0] = total.divisors[1] = total.weight;
+    if (!counts(image, total)) return total;
+    for (int64_t i = first; i < shape.points; ++i) {
+      total.loss += weights[at(image, i)] / total.divisors[0] * (costs[at(image, i)] / total.divisors[1]);
+    }
+    return total;
+  }
+  bool counts(int64_t image, const Total& total) const {
+    return begin(image) < shape.points && total.divisors[0] != 0;
   }
 };
 
@@ -245,13 +254,10 @@ std::tuple<Tensor, Tensor> pairwise_embedding_loss(const Tensor& x,         // [
                          data_of<int64_t>(own_segments)};
     T* const to = new_data<T>(costs);
     batch.for_images([&](int64_t n) { batch.image(n).costs(to + n * shape.points); });
-    double total = 0;
-    for (int64_t n = 0; n < shape.batch; ++n) {
-      const auto sums = batch.sums(n, to);
-      const double divisor = batch.divisor(n, sums);
-      if (divisor != 0) total += sums.cost / divisor / static_cast<double>(shape.batch);
-    }
-    *new_data<T>(loss) = static_cast<T>(total);
+    double sum = 0;
+    for (int64_t n = 0; n < shape.batch; ++n) sum += batch.total(n, to).loss;
+    if (shape.batch > 0) sum /= static_cast<double>(shape.batch);
+    *new_data<T>(loss) = static_cast<T>(sum);
   });
   return {loss, costs};
 }
@@ -279,18 +285,18 @@ std::tuple<Tensor, Tensor> pairwise_embedding_loss_backward(const Tensor& grad_l
                          data_of<int64_t>(own_segments)};
     const double grad = static_cast<double>(*data_of<T>(grad_loss)) / static_cast<double>(shape.batch);
     batch.for_images([&](int64_t n) {
-      const auto sums = batch.sums(n, data_of<T>(own_costs));
-      const double divisor = batch.divisor(n, sums);
-      if (divisor == 0) return;
+      const auto total = batch.total(n, data_of<T>(own_costs));
+      if (!batch.counts(n, total)) return;
       if (need_x) {
-        batch.image(n).backward(grad / divisor, new_data<T>(grad_x) + n * shape.points * shape.channels);
+        T* const to = new_data<T>(grad_x) + n * shape.points * shape.channels;
+        batch.image(n).backward(grad, total.divisors, to);
       }
       if (!need_weights) return;
-      const double shared = normalize == kSumWeights ? 2 * sums.cost / (divisor * sums.weight) : 0;
+      const double shared = normalize == kSumWeights ? 2 * total.loss / total.weight : 0;
       for (int64_t i = batch.begin(n); i < shape.points; ++i) {
-        const int64_t at = n * shape.points + batch.order[n * shape.points + i];
-        const double cost = data_of<T>(own_costs)[at];
-        new_data<T>(grad_weights)[at] = static_cast<T>(grad * (2 * cost / divisor - shared));
+        const double cost = data_of<T>(own_costs)[batch.at(n, i)] / total.divisors[1];
+        new_data<T>(grad_weights)[batch.at(n, i)] =
+            static_cast<T>(grad * (2 * cost / total.divisors[0] - shared));
       }
     });
   });

@@ -244,7 +244,7 @@ double advance(const Advance<T>& step) {
     }
   }
   double most = 0;
-  for (int64_t l = 0; l < step.count; ++l) most = !(moved[l] <= most) ? static_cast<double>(moved[l]) : most;
+  for (int64_t l = 0; l < step.count; ++l) most = moved[l] > most ? static_cast<double>(moved[l]) : most;
   return most;
 }
 

@@ -86,7 +86,7 @@ struct TileKernels {
   void (*weigh)(T* similarities, T kappa);
   // The same, and slopes[i] becomes kappa * weight * slope. Returns sum (s - 1) * weight * slope.
   double (*weigh_slopes)(T* similarities, T* slopes, T kappa);
-  // Returns the largest squared distance between a point and what it became.
+  // Returns the largest squared distance between a point and what it became; NaN does not count.
   double (*advance)(const Advance<T>& step);
   void (*retreat)(const Retreat<T>& step);
   void (*hinge_costs)(const Hinge<T>& hinge);
