@@ -33,7 +33,8 @@ bench: $(VENV)/extra-bench  ## benchmarks, results in bench/results
 	$(bin)/python -m effops bench $(ARGS)
 
 docs: $(VENV)/extra-docs  ## the reference of all functions and modules, in .build/docs
-	$(bin)/pdoc --math --docformat google --output-directory .build/docs effops effops.ops effops.nn effops.compat
+	$(bin)/pdoc --math --docformat google --output-directory .build/docs effops effops.ops effops.nn effops.losses \
+		effops.compat
 
 install: $(VENV)/effops  ## build and install effops into .venv, editable
 

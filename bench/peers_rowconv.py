@@ -28,10 +28,11 @@ def checked_calls(
     inputs: Sequence[Tensor],
     direction: str,
     kept: Tensor | None = None,
+    tolerance: float | None = None,
 ) -> dict[str, Call]:
     """Calls of the functions with the inputs, forward or with the gradients of all, once they agree.
 
-    Where `kept` is given and False, the results of the peers do not matter.
+    Where `kept` is given and False, the results of the peers do not matter. `tolerance`: that of check_close.
     """
     leaves = [tensor.detach().clone().requires_grad_() for tensor in inputs]
     inputs = [leaf.detach() for leaf in leaves]
@@ -53,7 +54,7 @@ def checked_calls(
         results = [tuple(tensor * kept for tensor in result) for result in results]
     for name, result in zip(calls, results, strict=True):
         for found, expected in zip(result, results[0], strict=True):
-            check_close(name, found, expected)
+            check_close(name, found, expected, tolerance)
     return calls
 
 
@@ -61,10 +62,11 @@ def _tuple(result: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return result if isinstance(result, tuple) else (result,)
 
 
-def check_close(name: str, found: Tensor, expected: Tensor) -> None:
+def check_close(name: str, found: Tensor, expected: Tensor, tolerance: float | None = None) -> None:
+    """`tolerance`: of the norm of the error, in units of the norm of the values. None: that of the dtype."""
     assert found.shape == expected.shape, name
     error = float((found.double() - expected.double()).norm() / expected.double().norm())
-    assert error <= _TOLERANCES[found.dtype], f"{name}: error {error:.1e}"
+    assert error <= (tolerance or _TOLERANCES[found.dtype]), f"{name}: error {error:.1e}"
 
 
 def check_same_sps(found: SPS, expected: SPS) -> None:

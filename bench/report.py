@@ -40,6 +40,8 @@ _NOTES = {
     "float32_over_bfloat16": "float32 takes {} x as long",
     "extra_memory": "extra memory / filters: {}",
     "extra_megabytes": "extra MB: {}",
+    "percent_of_memory": "{} % of the extra memory of N x N",
+    "times_forward": "{} x forward",
 }
 
 

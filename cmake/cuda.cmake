@@ -52,6 +52,10 @@ add_library(effops_cuda SHARED
   csrc/localfilter/filter_flow_cuda.cu
   csrc/localfilter/local_attention_cuda.cu
   csrc/localfilter/neighborhood_cuda.cu
+  csrc/pairwise/assign_modes_cuda.cu
+  csrc/pairwise/mean_shift_backward_cuda.cu
+  csrc/pairwise/mean_shift_cuda.cu
+  csrc/pairwise/pairwise_embedding_loss_cuda.cu
   csrc/rowconv/cell_buckets_cuda.cu
   csrc/rowconv/mask_plan_cuda.cu
   csrc/rowconv/perforated_conv2d_cuda.cu

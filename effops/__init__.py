@@ -1,11 +1,11 @@
 """effops: operators for efficient vision networks, as real torch ops on CPU and CUDA.
 
-Functions are in :mod:`effops.ops` (and here), modules in :mod:`effops.nn`, the definitions they are tested
-against in :mod:`effops.reference`; :mod:`effops.compat` has functions of other libraries by their names,
-:mod:`effops.interop` turns results into objects of other libraries.
+Functions are in :mod:`effops.ops` (and here), modules in :mod:`effops.nn` and :mod:`effops.losses`, the
+definitions they are tested against in :mod:`effops.reference`; :mod:`effops.compat` has functions of other
+libraries by their names, :mod:`effops.interop` turns results into objects of other libraries.
 """
 
-from effops import compat, interop, nn, ops, reference
+from effops import compat, interop, losses, nn, ops, reference
 from effops._load import build_info, cpu_capability
 from effops._mask_plan import MaskPlan
 from effops._sps import SPS
@@ -21,6 +21,7 @@ __all__ = [
     "compat",
     "cpu_capability",
     "interop",
+    "losses",
     "nn",
     "ops",
     "reference",

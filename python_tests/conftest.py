@@ -18,7 +18,7 @@ from effops.testing import OP_DB
 
 MARKS = (
     "compile: compiles graphs or C++ code (slow; left out of the sanitizer run)",
-    "ops(field): only ops for which this field of OpInfo says something",
+    "ops(field): only ops for which this field of OpInfo says something (of a file and of a test: both)",
     "kinds(*kinds): only samples of these kinds: ordinary, awkward, empty, strided",
     "dtypes(*dtypes): only these dtypes, where the op supports them (of ops on integers, all)",
     "devices(*devices): only these devices",
@@ -44,7 +44,9 @@ def pytest_generate_tests(metafunc):
     names = [name for name in _OPTIONS if name in metafunc.fixturenames]
     if "info" not in names:
         return
-    marked = {mark.name: mark.args for mark in metafunc.definition.iter_markers()}
+    marks = list(metafunc.definition.iter_markers())
+    marked = {mark.name: mark.args for mark in marks}
+    marked["ops"] = tuple(field for mark in marks if mark.name == "ops" for field in mark.args)
     cases = [()]
     for name in names:
         cases = [(*case, value) for case in cases for value in _OPTIONS[name](marked, case)]
@@ -53,8 +55,7 @@ def pytest_generate_tests(metafunc):
 
 
 def _ops(marked, _case):
-    (field,) = marked.get("ops", ("name",))
-    return [info for info in OP_DB if getattr(info, field)]
+    return [info for info in OP_DB if all(getattr(info, field) for field in marked["ops"])]
 
 
 def _devices(marked, _case):

@@ -64,17 +64,9 @@ def test_backward_op_refuses_a_wrong_gradient(info, device):
     sample = info.build_sample(info.typical, device)
     native = info.native(sample)
     first, *others = grad_outputs(forward(info, sample))
-    wrong = [
-        first[None],
-        first[0],
-        torch.cat([first, first]),
-        first[..., :-1],
-        first[:, :0],
-        first.flatten(),
-        first.double(),
-        first.half(),
-        first.long(),
-    ]
+    wrong = [first[None], first.double(), first.half(), first.long()]
+    if first.dim() > 0:
+        wrong += [first[0], torch.cat([first, first]), first[..., :-1], first[:, :0], first.flatten()]
     for gradient in wrong:
         with pytest.raises(RuntimeError, match=rf"{info.name}_backward: expected grad"):
             info.backward_op(*info.backward_args([gradient, *others], native))

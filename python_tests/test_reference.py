@@ -21,6 +21,8 @@ def test_output_has_the_references_dtype_and_shape(info, sample):
 def test_torch_op_computes_the_same(info, sample):
     outputs = tensors_of(info.native_computed(info.torch_op(*info.native(sample))))
     for actual, wanted in zip(outputs, forward(info, sample), strict=True):
+        if info.native_is_narrow:
+            actual = actual.to(wanted.dtype).reshape(wanted.shape)
         assert_bit_equal(actual, wanted)
 
 

@@ -9,20 +9,20 @@
 namespace effops::pairwise {
 
 // A tile of rows and a part of the tiles of columns of its image.
-struct PairWork {
+struct LossWork {
   int64_t row_tile;      // of all images
   int64_t first_column;  // tile of all images, the image's first
   int32_t begin, end;    // columns of the image
   int64_t slot;          // (split * B + image) * tiles + row: where partial results go
 };
 
-struct PairTiling {
+struct LossTiling {
   int64_t batch;
   int32_t tiles, splits;  // of an image; of its columns
 
   EFFOPS_HD int64_t works() const { return batch * tiles * splits; }
 
-  EFFOPS_DEVICE PairWork work(int64_t index) const {
+  EFFOPS_DEVICE LossWork work(int64_t index) const {
     const int32_t split = static_cast<int32_t>(index % splits);
     const int64_t row_tile = index / splits;
     const int32_t part = (tiles + splits - 1) / splits;
@@ -36,7 +36,7 @@ constexpr int64_t kEnoughWorks = 256;  // about two blocks for each multiprocess
 constexpr int64_t kMaxSplits = 8;
 
 // Of the shape alone: results are the same on all devices.
-inline PairTiling make_pair_tiling(int64_t batch, int32_t tiles) {
+inline LossTiling make_loss_tiling(int64_t batch, int32_t tiles) {
   const int64_t rows = std::max<int64_t>(batch * tiles, 1);
   const int64_t splits = std::min<int64_t>({(kEnoughWorks + rows - 1) / rows, kMaxSplits, tiles});
   return {batch, tiles, static_cast<int32_t>(std::max<int64_t>(splits, 1))};
@@ -45,7 +45,7 @@ inline PairTiling make_pair_tiling(int64_t batch, int32_t tiles) {
 // The columns of a piece of work whose pairs have to be computed.
 class ColumnTiles {
  public:
-  EFFOPS_DEVICE ColumnTiles(const TileInfo* info, const PairWork& work)
+  EFFOPS_DEVICE ColumnTiles(const TileInfo* info, const LossWork& work)
       : row_(info[work.row_tile]), columns_(info + work.first_column), end_(work.end) {}
 
   // The first of them from `tile` on, or the end.
@@ -62,8 +62,6 @@ class ColumnTiles {
   int32_t end_;
 };
 
-inline int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
-
 // Sizes, without the memory. Engine: below.
 template <typename Engine>
 LossPoints<typename Engine::A> make_loss_points(int64_t batch, int64_t points, int64_t channels) {
@@ -72,20 +70,20 @@ LossPoints<typename Engine::A> make_loss_points(int64_t batch, int64_t points, i
   result.points = points;
   result.channels = static_cast<int32_t>(channels);
   result.pitch = Engine::pitch(channels);
-  result.tiles = static_cast<int32_t>(round_up(points, kTilePoints) / kTilePoints);
+  result.tiles = static_cast<int32_t>(divide_up(points, kTilePoints));
   return result;
 }
 
 // Engines: open(work, first tile), then multiply(next tile) for each tile in turn, which leaves dots[i][j] of
-// row(i) and column(j); tags() are the tile's until the next call. Sums of coefficients times columns, per row:
-// begin_sums(), add() after each multiply(), store(). All threads of the block take part.
+// row(i) and column(j); tags() are the tile's until the next call. Sums of coefficients times columns, per
+// row: begin_sums(), add() after each multiply(), store(). All threads of the block take part.
 
-// Split float32 on tensor cores, from shared memory: the rows, and two tiles of columns of which one is copied
-// while the other is multiplied.
+// Split float32 on tensor cores, from shared memory: the rows, and two tiles of columns of which one is
+// copied while the other is multiplied.
 class SplitPairs : public SplitEngine {
  public:
   using A = float;
-  using Sums = SplitSums;
+  using Sums = SplitColumnSums;
   static constexpr bool kNative = kHasHalfMma, kSplit = true;
   static constexpr int kBlocks = 3;
   static int32_t pitch(int64_t channels) { return static_cast<int32_t>(round_up(channels, kSplitDepth)); }
@@ -100,7 +98,7 @@ class SplitPairs : public SplitEngine {
         rows_(reinterpret_cast<bf16*>(shared)),
         tags_(reinterpret_cast<TileTags<A>*>(rows_ + 3 * size_)) {}
 
-  EFFOPS_DEVICE void open(const PairWork& work, int32_t tile) {
+  EFFOPS_DEVICE void open(const LossWork& work, int32_t tile) {
     work_ = work;
     stage_ = 1;
     __syncthreads();  // the work before is done
@@ -150,7 +148,7 @@ class SplitPairs : public SplitEngine {
   int32_t size_;  // elements of a tile
   bf16* rows_;
   TileTags<A>* tags_;
-  PairWork work_;
+  LossWork work_;
   int stage_ = 0;
   AsyncCopies copies_;
 };
@@ -166,7 +164,7 @@ class PlainPairs : public ScalarEngine<T> {
   using Engine::kM, Engine::kN, Engine::kThreads;
   static constexpr int kRowLanes = 16;
   static constexpr int kPack = kPackSize<A>;
-  static constexpr int kSliceDepth = 16 * kPack;                 // channels whose sums are made at one time
+  static constexpr int kSliceDepth = 16 * kPack;  // channels whose sums are made at one time
   static constexpr int kCoefficientPitch = kTilePoints + kPack;  // elements of a row
   struct Shared {
     union {
@@ -178,15 +176,13 @@ class PlainPairs : public ScalarEngine<T> {
   struct Sums {
     A* rows;  // of the pitch of the points
   };
-  static int32_t pitch(int64_t channels) {
-    return static_cast<int32_t>(round_up(channels, kStageDepth<A>));
-  }
+  static int32_t pitch(int64_t channels) { return static_cast<int32_t>(round_up(channels, kStageDepth<A>)); }
   static int64_t shared_bytes(int32_t) { return sizeof(Shared); }
 
   EFFOPS_DEVICE PlainPairs(const LossPoints<A>& points, unsigned char* shared)
       : Engine(threadIdx.x), points_(points), shared_(*reinterpret_cast<Shared*>(shared)) {}
 
-  EFFOPS_DEVICE void open(const PairWork& work, int32_t tile) {
+  EFFOPS_DEVICE void open(const LossWork& work, int32_t tile) {
     row_tile_ = work.row_tile;
     first_column_ = work.first_column;
     next_ = tile;
@@ -258,12 +254,13 @@ class PlainPairs : public ScalarEngine<T> {
       Quad values[kPack];
 #pragma unroll
       for (int k = 0; k < kPack; ++k) {
-        values[k] = *reinterpret_cast<const Quad*>(shared_.slice + (column + k) * kSliceDepth + own_channel());
+        values[k] =
+            *reinterpret_cast<const Quad*>(shared_.slice + (column + k) * kSliceDepth + own_channel());
       }
 #pragma unroll
       for (int i = 0; i < kM; ++i) {
-        const Quad factors = *reinterpret_cast<const Quad*>(shared_.coefficients +
-                                                            this->row(i) * kCoefficientPitch + column);
+        const Quad factors =
+            *reinterpret_cast<const Quad*>(shared_.coefficients + this->row(i) * kCoefficientPitch + column);
 #pragma unroll
         for (int k = 0; k < kPack; ++k) {
 #pragma unroll

@@ -1,21 +1,18 @@
 // The points of pairwise_embedding_loss in tiles of 64, as its kernels read them. No torch, no launches.
 //
-// Points are in the order of their segments (instances), the ignored ones first, and normalised; the last tile
-// of an image is filled up with ignored points. What a tile pair costs is known without its pairs where both
-// tiles lie in one and the same segment ("closed" pairs):
+// Points are in the order of their segments (instances), the ignored ones first, and normalised; the last
+// tile of an image is filled up with ignored points. What a tile pair costs is known without its pairs where
+// both tiles lie in one and the same segment ("closed" pairs):
 //   sum_j w_j (1 - s_ij) = (W - x_i . sum_j w_j x_j) / 2
-// Nothing is assumed of `order` and `segments`: a point whose place or segment is out of range is ignored, and
-// points that are not sorted make fewer closed pairs.
+// Nothing is assumed of `order` and `segments`: a point whose place or segment is out of range is ignored,
+// and points that are not sorted make fewer closed pairs.
 #pragma once
 
+#include "points_kernels.cuh"
 #include "scalar_tile.cuh"
 #include "split_tile.cuh"
-#include "unit_row.cuh"
 
 namespace effops::pairwise {
-
-constexpr int kPointThreads = 256;
-constexpr int kPointWarps = kPointThreads / kWarpSize;
 
 // What the kernels of pairs need of the points of a tile. It is copied by 16 bytes.
 template <typename A>
@@ -56,7 +53,7 @@ struct LossPoints {
   A* sums;                  // [B, tiles, D]: sum of w x where all points are of one segment
 
   int64_t all_tiles() const { return batch * tiles; }
-  int64_t row_bytes() const { return all_tiles() * kTilePoints * pitch * int64_t{sizeof(A)}; }  // split or not
+  int64_t row_bytes() const { return all_tiles() * kTilePoints * pitch * int64_t{sizeof(A)}; }
 
   // The rows of tile number `tile` of all images.
   EFFOPS_DEVICE A* plain_rows(int64_t tile) const {
@@ -81,8 +78,9 @@ struct LossPoints {
 // A row of a tile, by one warp; zeros where there is no point.
 template <typename A, bool kSplit>
 EFFOPS_DEVICE void write_row(const LossPoints<A>& points, const A* x, int64_t tile, int row, int lane) {
-  const double scale = x != nullptr ? unit_scale(row_norm(x, points.channels, lane)) : 0;
-  for (int32_t d = lane; d < points.pitch; d += kWarpSize) {
+  const double scale = x != nullptr ? 1 / divisor_of(row_norm(x, lane, points.channels)) : 0;
+  for_lane_channels(lane, points.pitch, [&](int, int64_t channel) {
+    const auto d = static_cast<int32_t>(channel);
     const A value = x != nullptr && d < points.channels ? static_cast<A>(x[d] * scale) : A(0);
     if constexpr (kSplit) {
       bf16* rows = points.split_rows(tile);
@@ -93,7 +91,7 @@ EFFOPS_DEVICE void write_row(const LossPoints<A>& points, const A* x, int64_t ti
     } else {
       points.plain_rows(tile)[int64_t{row} * points.pitch + d] = value;
     }
-  }
+  });
 }
 
 // By one warp, of 64 points.
@@ -112,16 +110,16 @@ EFFOPS_DEVICE TileInfo make_tile_info(const TileTags<A>& tags, const double* cos
     info.first = min(info.first, __shfl_xor_sync(kFullWarp, info.first, offset));
     info.last = max(info.last, __shfl_xor_sync(kFullWarp, info.last, offset));
   }
-  info.points = warp_sum(info.points);
-  info.weight = warp_sum(info.weight);
-  info.cost = warp_sum(info.cost);
+  info.points = add_lanes(info.points);
+  info.weight = add_lanes(info.weight);
+  info.cost = add_lanes(info.cost);
   return info;
 }
 
 // Sorts, normalises and sums up the points. A block per tile, a warp per point.
 // Bytes: B N D e in, as much out, as much again from the caches for the sums; they bound it.
 template <typename A, bool kSplit>
-__global__ void __launch_bounds__(kPointThreads)
+__global__ void __launch_bounds__(kPointThreads, 4)
     loss_points_kernel(LossInputs<A> inputs, LossPoints<A> points) {
   EFFOPS_SHARED(TileTags<A>, tags, 1);
   EFFOPS_SHARED(int32_t, places, kTilePoints);

@@ -5,13 +5,16 @@
 //   backward  see PairGradient
 //
 // A block owns a tile of rows m and walks over tiles of columns j, or over a part of them where there are few
-// rows: the sums of the parts are added, in a fixed order, by the kernels on rows (mean_shift_row_kernels.cuh).
-// Three engines: small (up to 3 channels, in registers), tensor (float32, up to 128 channels), scalar (all).
+// rows: the sums of the parts are added, in a fixed order, by the kernels on rows
+// (mean_shift_advance_kernels.cuh and .._retreat_..). Three engines: small (up to 3 channels, in registers),
+// tensor (float32, up to 128 channels), scalar (all).
 #pragma once
 
 #include "points_kernels.cuh"
 
 namespace effops::pairwise {
+
+constexpr int kWeightThreads = 256;
 
 // What one block does.
 struct PairWork {
@@ -105,7 +108,7 @@ struct PairArguments {
   PairTiling tiling;
   PaddedPoints<T> rows, columns;
   PointScalars<T> column_weights;  // zeros where there is no point
-  const T* kappa_tensor;           // on the device, or null
+  const T* kappa_tensor;  // on the device, or null
   double kappa;
   T* sums;  // [splits, B, rows, channels]
 
@@ -127,18 +130,18 @@ struct StopRule {
 
 template <typename T>
 struct ShiftArguments : PairArguments<T> {
-  T* totals;      // d, [splits, B, rows]
+  T* totals;  // d, [splits, B, rows]
   StopRule stop;  // in the iteration before
 };
 
-// The gradient of an iteration. Rows, columns or both have moved; those have h and tau (README.md).
+// The gradient of an iteration. Rows, columns or both have moved; those have h and tau (see Retreat).
 template <typename T>
 struct ShiftGradArguments : PairArguments<T> {
   PaddedPoints<T> row_h, column_h;  // absent where they stood still
   PointScalars<T> row_tau, column_tau, row_weights;  // zeros where absent
-  T* weight_sums;      // [splits, B, rows], added to; or null
+  T* weight_sums;  // [splits, B, rows], added to; or null
   double* kappa_sums;  // [works], added to; or null
-  bool adds;           // to what the sums hold
+  bool adds;  // to what the sums hold
   const int64_t* steps;  // [B]: iterations that an image took
   int64_t iteration;
 
@@ -154,8 +157,8 @@ struct PairGradient {
   T of_x;  // C
   T weight, kappa;
 
-  EFFOPS_DEVICE PairGradient(const KernelWeight<T>& kernel, T similarity, T from_column, T from_row, T row_weight,
-                             T column_weight) {
+  EFFOPS_DEVICE PairGradient(const KernelWeight<T>& kernel, T similarity, T from_column, T from_row,
+                             T row_weight, T column_weight) {
     const T value = kernel(similarity);
     const T slope = value * (row_weight * from_column + column_weight * from_row);
     of_h = row_weight * value;
@@ -176,6 +179,28 @@ EFFOPS_DEVICE void add_block(double value, double* sum) {
   double total = 0;
   for (int i = 0; i < kThreads / kWarpSize; ++i) total += parts[i];
   *sum += total;
+}
+
+// Copies the weights [B, points] (null: ones) of image blockIdx.x, whose padding is zeros. An image whose
+// weights have no finite sum is lost. lost: or null.
+template <typename T>
+__global__ void __launch_bounds__(kWeightThreads)
+    copy_weights_kernel(const T* weights, int64_t points, PointScalars<T> padded, int32_t* lost) {
+  const int64_t image = blockIdx.x;
+  double sum = 0;
+  for (int64_t i = threadIdx.x; i < points; i += kWeightThreads) {
+    const T weight = weights != nullptr ? weights[image * points + i] : T(1);
+    padded.at(image, i) = weight;
+    sum += fabs(static_cast<double>(weight));
+  }
+  EFFOPS_SHARED(double, parts, kWeightThreads / kWarpSize);
+  sum = add_lanes(sum);
+  if (threadIdx.x % kWarpSize == 0) parts[threadIdx.x / kWarpSize] = sum;
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  double total = 0;
+  for (int i = 0; i < kWeightThreads / kWarpSize; ++i) total += parts[i];
+  if (lost != nullptr && !is_finite(static_cast<T>(total))) atomicOr(lost + image, 1);
 }
 
 }  // namespace effops::pairwise

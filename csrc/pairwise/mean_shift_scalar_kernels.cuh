@@ -3,8 +3,8 @@
 //
 // A block has 64 rows and walks over tiles of 32 columns. Of both it stages 64 bytes of channels at a time in
 // shared memory to compute the similarities, 4 x 4 of them per thread; the weights of the pairs go through
-// shared memory; then the columns pass a second time, to be added up in registers. Beyond 8 stages of channels
-// a block makes a slice of the sums only, and similarities are computed again for every slice.
+// shared memory; then the columns pass a second time, to be added up in registers. Beyond 8 stages of
+// channels a block makes a slice of the sums only, and similarities are computed again for every slice.
 #pragma once
 
 #include "mean_shift_pairs.cuh"
@@ -15,11 +15,11 @@ template <typename T>
 struct ScalarEngine {
   static constexpr int kThreads = 128;
   static constexpr int kRows = 64, kColumns = 32;
-  static constexpr int kBlocks = sizeof(T) == 4 ? 4 : 2;  // of a multiprocessor
+  static constexpr int kBlocks = sizeof(T) == 4 ? 3 : 2;  // of a multiprocessor
   static constexpr int kDepth = 64 / static_cast<int>(sizeof(T));  // channels of a stage
-  static constexpr int kStages = 8;                                // of a slice
+  static constexpr int kStages = 8;  // of a slice
   static constexpr int kSlice = kStages * kDepth;
-  static constexpr int kAdjacent = kDepth / 8;        // channels of a stage that a thread adds up
+  static constexpr int kAdjacent = kDepth / 8;  // channels of a stage that a thread adds up
   static constexpr int kStride = kDepth + kPackSize<T>;  // of a staged point: 8 of them touch each bank once
   static constexpr int kWeightStride = kColumns + kPackSize<T>;
 
@@ -37,21 +37,22 @@ struct ScalarEngine {
 
   // Copies a stage of kCount points to shared memory.
   template <int kCount>
-  EFFOPS_DEVICE static void stage(const PaddedPoints<T>& points, int64_t image, int64_t first, int64_t channel,
-                                  T* to) {
+  EFFOPS_DEVICE static void stage(const PaddedPoints<T>& points, int64_t image, int64_t first,
+                                  int64_t channel, T* to) {
     constexpr int kPacks = kDepth / kPackSize<T>;
 #pragma unroll
     for (int i = 0; i < kCount * kPacks; i += kThreads) {
       const int index = i + static_cast<int>(threadIdx.x), point = index / kPacks;
       const int at = index % kPacks * kPackSize<T>;
       const T* from = points.values + points.offset(image, first + point) + channel + at;
-      *reinterpret_cast<Pack*>(to + point * kStride + at) = load_pack<kPackSize<T>>(from);
+      const Pack pack = load_pack<kPackSize<T>>(from);
+      *reinterpret_cast<Pack*>(to + point * kStride + at) = pack;
     }
   }
 
   // sums[i][j] += row i . column j, of the staged channels.
   EFFOPS_DEVICE void add_products(const T* rows, const T* columns, T (&sums)[4][4]) const {
-#pragma unroll
+#pragma unroll 1
     for (int at = 0; at < kDepth; at += kPackSize<T>) {
       Pack row_packs[4];
 #pragma unroll
@@ -97,7 +98,8 @@ struct ScalarEngine {
       if (channel >= channels) continue;
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        T* to = arguments.sums + arguments.row_index(work, work.row_tile * kRows + row(i)) * channels + channel;
+        T* to = arguments.sums + arguments.row_index(work, work.row_tile * kRows + row(i)) * channels +
+                channel;
 #pragma unroll
         for (int c = 0; c < kAdjacent; ++c) to[c] = adds ? to[c] + sums[s][i][c] : sums[s][i][c];
       }
@@ -193,8 +195,9 @@ struct ScalarProducts {
 
 // x_i . x_j, x_i . h_j and h_i . x_j.
 template <typename T>
-EFFOPS_DEVICE void add_products(const ShiftGradArguments<T>& arguments, const PairWork& work, int64_t first_row,
-                                int64_t first_column, ScalarGradShared<T>& shared, ScalarProducts<T>& products) {
+EFFOPS_DEVICE void add_products(const ShiftGradArguments<T>& arguments, const PairWork& work,
+                                int64_t first_row, int64_t first_column, ScalarGradShared<T>& shared,
+                                ScalarProducts<T>& products) {
   using Engine = ScalarEngine<T>;
   const Engine engine(threadIdx.x);
   const bool rows_moved = arguments.row_h.exists(), columns_moved = arguments.column_h.exists();
@@ -217,6 +220,37 @@ EFFOPS_DEVICE void add_products(const ShiftGradArguments<T>& arguments, const Pa
   }
 }
 
+// Weights of the pairs to shared memory. Adds to the gradients of the weights of the thread's rows, and
+// returns the sum of those of kappa.
+template <typename T>
+EFFOPS_DEVICE T weigh_gradients(const ShiftGradArguments<T>& arguments, const PairWork& work,
+                                int64_t first_row, int64_t first_column, const KernelWeight<T>& kernel,
+                                const ScalarProducts<T>& products, ScalarGradShared<T>& shared,
+                                T (&weight_sums)[4]) {
+  using Engine = ScalarEngine<T>;
+  const Engine engine(threadIdx.x);
+  T kappa_sum = 0;
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    const int64_t column = first_column + engine.column(j);
+    const T column_weight = arguments.column_weights.at(work.image, column);
+    const T column_tau = arguments.column_tau.at(work.image, column);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int64_t row = first_row + engine.row(i);
+      const PairGradient<T> pair(kernel, products.similarity[i][j], products.from_column[i][j] - column_tau,
+                                 products.from_row[i][j] - arguments.row_tau.at(work.image, row),
+                                 arguments.row_weights.at(work.image, row), column_weight);
+      const int at = engine.row(i) * Engine::kWeightStride + engine.column(j);
+      shared.of_x[at] = pair.of_x;
+      shared.of_h[at] = pair.of_h;
+      weight_sums[i] += pair.weight;
+      kappa_sum += pair.kappa;
+    }
+  }
+  return kappa_sum;
+}
+
 // Parallelism: see the top. Bound: multiply-adds, 5 N^2 D of them in up to 128 channels (64 of double).
 template <typename T>
 __global__ void __launch_bounds__(ScalarEngine<T>::kThreads, 2)
@@ -236,26 +270,8 @@ __global__ void __launch_bounds__(ScalarEngine<T>::kThreads, 2)
     const int64_t first_column = tile * Engine::kColumns;
     ScalarProducts<T> products = {};
     add_products(arguments, work, first_row, first_column, *shared, products);
-    T kappa_part = 0;
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const int64_t column = first_column + engine.column(j);
-      const T column_weight = arguments.column_weights.at(work.image, column);
-      const T column_tau = arguments.column_tau.at(work.image, column);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int64_t row = first_row + engine.row(i);
-        const PairGradient<T> pair(kernel, products.similarity[i][j], products.from_column[i][j] - column_tau,
-                                   products.from_row[i][j] - arguments.row_tau.at(work.image, row),
-                                   arguments.row_weights.at(work.image, row), column_weight);
-        const int at = engine.row(i) * Engine::kWeightStride + engine.column(j);
-        shared->of_x[at] = pair.of_x;
-        shared->of_h[at] = pair.of_h;
-        weight_sums[i] += pair.weight;
-        kappa_part += pair.kappa;
-      }
-    }
-    kappa_sum += kappa_part;
+    kappa_sum +=
+        weigh_gradients(arguments, work, first_row, first_column, kernel, products, *shared, weight_sums);
 #pragma unroll
     for (int s = 0; s < Engine::kStages; ++s) {
       const int64_t channel = int64_t{work.slice} * Engine::kSlice + s * Engine::kDepth;
@@ -277,7 +293,8 @@ __global__ void __launch_bounds__(ScalarEngine<T>::kThreads, 2)
   for (int i = 0; i < 4; ++i) {
     const T sum = add_row_threads(weight_sums[i]);
     const int64_t index = arguments.row_index(work, first_row + engine.row(i));
-    if (arguments.weight_sums != nullptr && work.slice == 0 && engine.x == 0) arguments.weight_sums[index] += sum;
+    if (arguments.weight_sums != nullptr && work.slice == 0 && engine.x == 0)
+      arguments.weight_sums[index] += sum;
   }
   if (arguments.kappa_sums != nullptr) {
     add_block<Engine::kThreads>(work.slice == 0 ? kappa_sum : 0, arguments.kappa_sums + blockIdx.x);

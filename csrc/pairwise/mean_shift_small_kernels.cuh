@@ -37,7 +37,8 @@ struct SmallPoint {
 // Parallelism: a thread per two rows. Bound: issue, 11 instructions and one special function per pair; N =
 // 16384 takes 0.09 clocks per pair and multiprocessor, or 0.1 ms an iteration on an H100 (not measured).
 template <typename T>
-__global__ void __launch_bounds__(SmallEngine::kThreads) mean_shift_small_kernel(ShiftArguments<T> arguments) {
+__global__ void __launch_bounds__(SmallEngine::kThreads)
+    mean_shift_small_kernel(ShiftArguments<T> arguments) {
   const PairWork work = arguments.tiling.work(blockIdx.x);
   if (arguments.stop.stops(work.image)) return;
   const KernelWeight<T> kernel = arguments.kernel();
@@ -86,10 +87,11 @@ __global__ void __launch_bounds__(SmallEngine::kThreads)
     T sums[3] = {}, weight_sum = 0;
     for (int64_t tile = work.first_tile; tile < work.end_tile; ++tile) {
       T kappa_part = 0;
-#pragma unroll 4
+#pragma unroll 2
       for (int64_t j = tile * SmallEngine::kColumns; j < (tile + 1) * SmallEngine::kColumns; ++j) {
         const SmallPoint<T> y(arguments.columns.values + begin + 4 * j);
-        const SmallPoint<T> g((columns_moved ? arguments.column_h : arguments.columns).values + begin + 4 * j);
+        const SmallPoint<T> g((columns_moved ? arguments.column_h : arguments.columns).values + begin +
+                              4 * j);
         const T from_column = columns_moved ? x.dot(g) - g.x[3] : T(0);
         const T from_row = rows_moved ? y.dot(h) - h.x[3] : T(0);
         const PairGradient<T> pair(kernel, x.dot(y), from_column, from_row, x.x[3], y.x[3]);

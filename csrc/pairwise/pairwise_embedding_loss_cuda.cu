@@ -44,7 +44,7 @@ class TiledPoints {
         like_(inputs.x),
         alpha_(static_cast<A>(shape.alpha)),
         points_(make_loss_points<Engine>(shape.batch, shape.points, shape.channels)),
-        tiling_(make_pair_tiling(shape.batch, points_.tiles)) {
+        tiling_(make_loss_tiling(shape.batch, points_.tiles)) {
     const int64_t tiles = points_.all_tiles();
     points_.rows = scratch<void>(points_.row_bytes());
     points_.tags = scratch<TileTags<A>>(tiles * int64_t{sizeof(TileTags<A>)});
@@ -95,7 +95,7 @@ class TiledPoints {
   Tensor like_;
   A alpha_;
   LossPoints<A> points_;
-  PairTiling tiling_;
+  LossTiling tiling_;
   std::vector<Tensor> memory_;
 };
 
@@ -131,12 +131,11 @@ std::tuple<Tensor, Tensor> pairwise_embedding_loss_backward(const Tensor& grad_l
                                                             const Tensor& costs,      // [B, N]
                                                             double alpha, int64_t normalize, bool need_x,
                                                             bool need_weights) {
-  const LossShape shape = check_pairwise_embedding_loss_grad(grad_loss, x, order, segments, weights, costs,
-                                                             alpha, normalize);
+  const LossShape shape =
+      check_pairwise_embedding_loss_grad(grad_loss, x, order, segments, weights, costs, alpha, normalize);
   check_size(shape);
   const CudaScope scope(x);
-  const Tensor grad_x =
-      need_x ? zeros_of(x, {shape.batch, shape.points, shape.channels}) : empty_of(x, {0});
+  const Tensor grad_x = need_x ? zeros_of(x, {shape.batch, shape.points, shape.channels}) : empty_of(x, {0});
   const Tensor grad_weights = need_weights ? zeros_of(x, {shape.batch, shape.points}) : empty_of(x, {0});
   if (costs.numel() == 0 || !(need_x || need_weights)) return {grad_x, grad_weights};
   const Inputs inputs{as_contiguous(x), as_contiguous(order), as_contiguous(segments), as_contiguous(weights),

@@ -10,25 +10,25 @@
 
 namespace effops::pairwise {
 
-// w_j times what the points of the pairs cost each other, of all pairs that are not closed:
+// What the pairs cost that are not closed:
 //   costs[slot][row] = sum over the columns of w_j (same segment ? 1 - s : max(s - alpha, 0))
 // with s = (1 + dot) / 2. NaN stays.
 //
-// Parallelism: a block per 64 rows and a part of the columns, of which it takes 64 at a time; two to four
-// hundred blocks or more from 4096 points on.
-// Bytes: N D e per 64 rows from the second-level cache, two copies ahead on tensor cores; O(N) out.
+// Parallelism: a block per 64 rows and a part of the columns, of which it takes 64 at a time; 256 blocks or
+// more from 2048 points on.
+// Bytes: N D e per 64 rows from the second-level cache, copied one tile ahead on tensor cores; O(N) out.
 // Bound: tensor cores (3 products of bf16 per product) and the instructions per pair, in equal parts at about
 // 64 channels; else the plain multiplications. Limits: kSplitMaxChannels on tensor cores.
 template <typename Engine>
 __global__ void __launch_bounds__(Engine::kThreads, Engine::kBlocks)
-    pair_costs_kernel(const __grid_constant__ LossPoints<typename Engine::A> points, PairTiling tiling,
+    pair_costs_kernel(const __grid_constant__ LossPoints<typename Engine::A> points, LossTiling tiling,
                       typename Engine::A alpha, typename Engine::A* costs) {
   if constexpr (Engine::kNative) {
     using A = typename Engine::A;
     EFFOPS_DYNAMIC_SHARED(unsigned char, shared);
     Engine engine(points, shared);
     for (int64_t index = blockIdx.x; index < tiling.works(); index += gridDim.x) {
-      const PairWork work = tiling.work(index);
+      const LossWork work = tiling.work(index);
       const ColumnTiles columns(points.info, work);
       if (!columns.has_rows()) continue;
       A sums[Engine::kM];
@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(Engine::kThreads, Engine::kBlocks)
         segments[i] = points.tags[work.row_tile].segment[engine.row(i)];
       }
       int32_t tile = columns.from(work.begin);
-      engine.open(work, tile);
+      if (tile < columns.end()) engine.open(work, tile);
       while (tile < columns.end()) {
         tile = columns.from(tile + 1);
         A dots[Engine::kM][Engine::kN];
@@ -96,7 +96,7 @@ EFFOPS_DEVICE double add_closed_columns(const LossPoints<A>& points, int64_t til
 // A block per tile, a warp per point. Bytes: (splits + D) B N e in, B N e out.
 template <typename A, bool kSplit>
 __global__ void __launch_bounds__(kPointThreads, 4)
-    point_costs_kernel(LossPoints<A> points, PairTiling tiling, const A* pair_costs, A* costs) {
+    point_costs_kernel(LossPoints<A> points, LossTiling tiling, const A* pair_costs, A* costs) {
   EFFOPS_SHARED(A, sum, kMaxChannels);
   EFFOPS_SHARED(double, weighted, kTilePoints);
   const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarpSize;
@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(kPointThreads, 4)
         for (int32_t d = lane; d < points.channels; d += kWarpSize) {
           dot += points.template value<kSplit>(tile, row, d) * sum[d];
         }
-        dot = warp_sum(dot);
+        dot = add_lanes(dot);
       }
       A cost = A(0.5) * (closed - dot);
       for (int32_t split = 0; split < tiling.splits; ++split) {
@@ -127,7 +127,7 @@ __global__ void __launch_bounds__(kPointThreads, 4)
     }
     __syncthreads();
     if (thread >= kWarpSize) continue;
-    const double total = warp_sum(weighted[lane] + weighted[lane + kWarpSize]);
+    const double total = add_lanes(weighted[lane] + weighted[lane + kWarpSize]);
     if (lane == 0) points.info[tile].cost = total;
   }
 }
@@ -136,8 +136,10 @@ __global__ void __launch_bounds__(kPointThreads, 4)
 struct ImageTotals {
   double points, weight, cost;
 
-  // What its loss is divided by; 0: it has none.
-  EFFOPS_HD double divisor(int64_t normalize) const {
+  // What its loss is divided by. 0: it has none. NaN where the weights do not sum up to a number of A.
+  template <typename A>
+  EFFOPS_DEVICE double divisor(int64_t normalize) const {
+    if (!is_finite(static_cast<A>(weight))) return not_a_number<double>();
     return normalize == kSumWeights ? weight * weight : normalize == kThesis ? points : points > 0 ? 1 : 0;
   }
 };
@@ -150,7 +152,7 @@ EFFOPS_DEVICE ImageTotals add_tiles(const TileInfo* info, int32_t tiles, int lan
     totals.weight += info[tile].weight;
     totals.cost += info[tile].cost;
   }
-  return {warp_sum(totals.points), warp_sum(totals.weight), warp_sum(totals.cost)};
+  return {add_lanes(totals.points), add_lanes(totals.weight), add_lanes(totals.cost)};
 }
 
 // The mean over the images. One block, which reads 40 bytes per tile.
@@ -158,11 +160,12 @@ template <typename A>
 __global__ void __launch_bounds__(kPointThreads)
     embedding_loss_kernel(LossPoints<A> points, int64_t normalize, A* loss) {
   EFFOPS_SHARED(double, sums, kPointWarps);
-  const int warp = static_cast<int>(threadIdx.x) / kWarpSize, lane = static_cast<int>(threadIdx.x) % kWarpSize;
+  const int warp = static_cast<int>(threadIdx.x) / kWarpSize,
+            lane = static_cast<int>(threadIdx.x) % kWarpSize;
   double sum = 0;
   for (int64_t image = warp; image < points.batch; image += kPointWarps) {
     const ImageTotals totals = add_tiles(points.info + image * points.tiles, points.tiles, lane);
-    const double divisor = totals.divisor(normalize);
+    const double divisor = totals.divisor<A>(normalize);
     if (divisor != 0) sum += totals.cost / divisor;
   }
   if (lane == 0) sums[warp] = sum;

@@ -20,9 +20,9 @@ inline int64_t point_blocks(int64_t rows) { return divide_up(rows, kPointWarps);
 // exact to 2^-17 of the number).
 template <typename T>
 struct PaddedPoints {
-  T* values;   // or null
+  T* values;  // or null
   bf16* high;  // or null
-  bf16* low;   // or null
+  bf16* low;  // or null
   int64_t rows, channels;
 
   EFFOPS_DEVICE bool exists() const { return values != nullptr || high != nullptr; }
@@ -88,8 +88,10 @@ EFFOPS_DEVICE bool is_finite(T value) {
 
 template <typename T>
 EFFOPS_DEVICE T not_a_number() {
-  if constexpr (sizeof(T) == 8) return bit_cast<T>(uint64_t{0x7ff8000000000000});
-  else return bit_cast<T>(uint32_t{0x7fc00000});
+  if constexpr (sizeof(T) == 8)
+    return bit_cast<T>(uint64_t{0x7ff8000000000000});
+  else
+    return bit_cast<T>(uint32_t{0x7fc00000});
 }
 
 // ------------------------------------------------------------------------------------------ normalise
@@ -110,17 +112,17 @@ template <typename T>
 struct Normalization {
   const T* x;  // [B, rows, channels]
   int64_t batch, rows, channels;
-  const int32_t* lost;     // [B], where not 0 all rows become NaN; or null
-  T* unit;                 // [B, rows, channels]; or null
+  const int32_t* lost;  // [B], where not 0 all rows become NaN; or null
+  T* unit;  // [B, rows, channels]; or null
   PaddedPoints<T> padded;  // if it exists
 };
 
-// The norm, as a double, of the row of this warp; NaN if a number of it is not finite.
+// The norm of a row, as a double, by one warp; NaN if a number of it is not finite.
 template <typename T>
-EFFOPS_DEVICE double row_norm(const T* row, const PointRow& place, int64_t channels) {
+EFFOPS_DEVICE double row_norm(const T* row, int lane, int64_t channels) {
   double square = 0;
   int bad = 0;
-  for_lane_channels(place.lane, channels, [&](int, int64_t channel) {
+  for_lane_channels(lane, channels, [&](int, int64_t channel) {
     const double value = row[channel];
     square += value * value;
     bad |= !is_finite(value);
@@ -138,7 +140,7 @@ __global__ void __launch_bounds__(kPointThreads) normalize_points_kernel(Normali
   const PointRow place(arguments.rows);
   if (place.image >= arguments.batch) return;
   const int64_t begin = (place.image * arguments.rows + place.row) * arguments.channels;
-  double divisor = divisor_of(row_norm(arguments.x + begin, place, arguments.channels));
+  double divisor = divisor_of(row_norm(arguments.x + begin, place.lane, arguments.channels));
   if (arguments.lost != nullptr && arguments.lost[place.image] != 0) divisor = not_a_number<double>();
   for_lane_channels(place.lane, arguments.channels, [&](int, int64_t channel) {
     const T value = static_cast<T>(arguments.x[begin + channel] / divisor);
@@ -150,8 +152,8 @@ __global__ void __launch_bounds__(kPointThreads) normalize_points_kernel(Normali
 // A gradient of normalised points as a sum of what there is.
 template <typename T>
 struct GradientParts {
-  const T* first;     // [B, rows, channels], or null
-  const T* second;    // the same
+  const T* first;  // [B, rows, channels], or null
+  const T* second;  // the same
   SplitSums<T> sums;  // if its data are not null
 
   EFFOPS_DEVICE T at(int64_t image, int64_t row, int64_t channel, int64_t index) const {
@@ -164,13 +166,13 @@ struct GradientParts {
 
 // The gradient of x from that of u = x / max(norm, 1e-12): (g - u (u . g)) / norm, or g / 1e-12.
 template <typename T>
-__global__ void __launch_bounds__(kPointThreads)
+__global__ void __launch_bounds__(kPointThreads, 2)
     normalize_points_grad_kernel(const T* x, int64_t batch, int64_t rows, int64_t channels,
                                  GradientParts<T> parts, T* grad_x) {
   const PointRow place(rows);
   if (place.image >= batch) return;
   const int64_t begin = (place.image * rows + place.row) * channels;
-  const double norm = row_norm(x + begin, place, channels), divisor = divisor_of(norm);
+  const double norm = row_norm(x + begin, place.lane, channels), divisor = divisor_of(norm);
   T gradient[kLaneChannels];
   double dot = 0;
   for_lane_channels(place.lane, channels, [&](int i, int64_t channel) {

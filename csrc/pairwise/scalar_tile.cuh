@@ -21,8 +21,8 @@ struct ScalarStages {
 // dots[i][j] = row engine.row(i) . column engine.column(j), by all threads of the block, which may have read
 // the stages before. Rows and columns: 64 each, `pitch` elements apart, a multiple of the depth of a stage.
 template <typename A>
-EFFOPS_DEVICE void multiply_tile(const ScalarEngine<A>& engine, const A* rows, const A* columns, int32_t pitch,
-                                 ScalarStages<A>& stages,
+EFFOPS_DEVICE void multiply_tile(const ScalarEngine<A>& engine, const A* rows, const A* columns,
+                                 int32_t pitch, ScalarStages<A>& stages,
                                  A (&dots)[ScalarEngine<A>::kM][ScalarEngine<A>::kN]) {
   using Engine = ScalarEngine<A>;
   static_assert(Engine::kThreads == kTilePoints * rowconv::kStageChunks, "a thread copies one chunk of each");

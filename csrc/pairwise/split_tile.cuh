@@ -92,9 +92,9 @@ struct SplitEngine {
   }
 };
 
-// sums[d] += sum over the columns of a tile of coefficient * column[d], for the rows of a SplitEngine and up to
-// kSplitMaxChannels channels.
-struct SplitSums {
+// sums[d] += sum over the columns of a tile of coefficient * column[d], for the rows of a SplitEngine and up
+// to kSplitMaxChannels channels.
+struct SplitColumnSums {
   static constexpr int kN = kSplitMaxChannels / 8;
   float sums[kN][4] = {};  // as multiply_add() has them
 
@@ -117,7 +117,7 @@ struct SplitSums {
         load_matrices<true>(low, columns + split_step(split_low(at), n));
 #pragma unroll
         for (int m = 0; m < 2; ++m) {
-          float(&own)[4] = sums[2 * n + m];
+          float (&own)[4] = sums[2 * n + m];
           SplitEngine::add_split(own[0], own[1], own[2], own[3], row_high, row_low,
                                  {high[2 * m], high[2 * m + 1]}, {low[2 * m], low[2 * m + 1]});
         }

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from effops.ops._localfilter import NORMALIZE, PADDING_MODES, check_factor, number_of
+from effops.ops._checks import number_of
+from effops.ops._localfilter import NORMALIZE, PADDING_MODES, check_factor
 from effops.ops.filter_flow import filter_flow
 
 _NAME = "FilterFlow"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from effops.ops._localfilter import BORDERS, check_factor, number_of
+from effops.ops._checks import number_of
+from effops.ops._localfilter import BORDERS, check_factor
 from effops.ops.local_attention import local_attention
 
 _NAME = "LocalAttention2d"

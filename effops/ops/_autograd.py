@@ -24,13 +24,16 @@ def install(
     backward: Callable[..., Gradients],
     differentiable: tuple[int, ...],
     *,
+    adapt: Callable[[tuple[Any, ...]], tuple[Any, ...]] | None = None,
     use_guard: bool = hasattr(torch._C, "_AutoDispatchBelowAutograd"),
 ) -> None:
     """Makes ``effops::<name>`` differentiable.
 
     ``differentiable`` names the positions of the inputs that can need a gradient (tensors or None).
     ``save(ctx, inputs, output)`` keeps what ``backward(ctx, *grad_outputs)`` needs; that returns one
-    gradient, or None, per input.
+    gradient, or None, per input. ``adapt(inputs)`` makes the inputs of the calls that will be differentiated,
+    where the op must be told to keep something for that (``register_autograd`` cannot do it: there the caller
+    has to).
     """
     op = getattr(torch.ops.effops, name).default
     if not use_guard:
@@ -42,6 +45,8 @@ def install(
     is_grad_enabled = torch.is_grad_enabled
 
     def forward(ctx: Context, *inputs: Any) -> Any:
+        if adapt is not None:
+            inputs = adapt(inputs)
         with below_autograd():
             output = op(*inputs)
         save(ctx, inputs, output)

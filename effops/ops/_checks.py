@@ -4,7 +4,7 @@ A public function calls its op first and looks for the reason only when the op f
 pays nothing. Fake (meta) kernels call the checks directly.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NoReturn
 
 import torch
@@ -74,6 +74,15 @@ def check_type(op: str, argument: str, value: object, name: str, *types: type) -
 def check_integer(op: str, argument: str, value: object) -> None:
     """Raises TypeError unless the value is an integer."""
     check_type(op, argument, value, "int", int, torch.SymInt)
+
+
+def number_of(op: str, argument: str, numbers: Mapping[str, int], value: object) -> int:
+    """The schema's number of an option; raises ValueError if there is no such option."""
+    number = numbers.get(value) if isinstance(value, str) else None
+    if number is None:
+        *others, last = (f'"{name}"' for name in numbers)
+        raise ValueError(f"{op}: expected {argument} {', '.join(others)} or {last}, got {value!r}")
+    return number
 
 
 def check_backend(op: str, tensor: Tensor) -> None:

@@ -1,7 +1,7 @@
 """What the ops on K x K windows share: settings by name, checks, the vmap rule."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,15 +17,6 @@ BORDERS = {"mask": 3, "zero": 0}
 
 #: Factors, and the reach of a window, stay below, so that no sum of them overflows.
 _END = 2**31
-
-
-def number_of(op: str, argument: str, numbers: Mapping[str, int], value: object) -> int:
-    """The schema's number of an option; raises ValueError if there is no such option."""
-    number = numbers.get(value) if isinstance(value, str) else None
-    if number is None:
-        *others, last = (f'"{name}"' for name in numbers)
-        raise ValueError(f"{op}: expected {argument} {', '.join(others)} or {last}, got {value!r}")
-    return number
 
 
 def accumulator_dtype(tensor: Tensor) -> torch.dtype:

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from effops.ops import _autocast, _autograd, _localfilter, _maps
-from effops.ops._checks import FLOAT_DTYPES, ShapeChecker, check_backend, check_integer, explain
+from effops.ops._checks import FLOAT_DTYPES, ShapeChecker, check_backend, check_integer, explain, number_of
 
 _NAME = "expected_flow"
 _op = torch.ops.effops.expected_flow.default
@@ -54,7 +54,7 @@ def expected_flow(
 
     Source: S. Kong, PhD thesis, chapters 6 and 7 (predictive filter flow).
     """
-    number = _localfilter.number_of(_NAME, "normalize", _localfilter.NORMALIZE, normalize)
+    number = number_of(_NAME, "normalize", _localfilter.NORMALIZE, normalize)
     try:
         flow, _ = _op(filters, number, dilation, groups)
     except (RuntimeError, TypeError) as error:

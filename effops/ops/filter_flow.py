@@ -7,7 +7,15 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from effops.ops import _autocast, _autograd, _localfilter, _maps
-from effops.ops._checks import FLOAT_DTYPES, ShapeChecker, check_backend, check_integer, check_type, explain
+from effops.ops._checks import (
+    FLOAT_DTYPES,
+    ShapeChecker,
+    check_backend,
+    check_integer,
+    check_type,
+    explain,
+    number_of,
+)
 
 _NAME = "filter_flow"
 _op = torch.ops.effops.filter_flow.default
@@ -98,8 +106,8 @@ def filter_flow(
     Source: S. Kong, PhD thesis, chapters 6 and 7 (predictive filter flow).
     """
     settings = (
-        _localfilter.number_of(_NAME, "normalize", _localfilter.NORMALIZE, normalize),
-        _localfilter.number_of(_NAME, "padding_mode", _localfilter.PADDING_MODES, padding_mode),
+        number_of(_NAME, "normalize", _localfilter.NORMALIZE, normalize),
+        number_of(_NAME, "padding_mode", _localfilter.PADDING_MODES, padding_mode),
         stride,
         upsample,
         dilation,

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from effops.ops import _autocast, _autograd, _localfilter, _maps
-from effops.ops._checks import FLOAT_DTYPES, ShapeChecker, check_backend, check_type, explain
+from effops.ops._checks import FLOAT_DTYPES, ShapeChecker, check_backend, check_type, explain, number_of
 
 _NAME = "local_attention"
 _op = torch.ops.effops.local_attention.default
@@ -66,7 +66,7 @@ def local_attention(
     Source: Brüggemann et al., "Exploring Relational Context for Multi-Task Dense Prediction", ICCV 2021,
     eq. 4 (``"mask"``) and its code (``"zero"``).
     """
-    number = _localfilter.number_of(_NAME, "border", _localfilter.BORDERS, border)
+    number = number_of(_NAME, "border", _localfilter.BORDERS, border)
     factor = _default_scale(q) if scale is None else scale
     try:
         return _op(q, k, v, window, dilation, factor, number)[0]

@@ -208,6 +208,9 @@ class OpInfo:
     float32_beside_half: tuple[str, ...] = ()
     #: Results may be float32 where the values are half precision.
     float32_results: bool = False
+    #: The torch op takes batches of float32 and float64 only: the public function casts half precision and
+    #: rounds the result, and makes a batch of a single set.
+    native_is_narrow: bool = False
     #: Autocast: "cast" to its dtype or "float32"; arguments not named stay as they are.
     autocast: Mapping[str, Literal["cast", "float32"]] = field(default_factory=dict)
     #: Arguments that vmap can batch, and tensors that it must refuse to batch.

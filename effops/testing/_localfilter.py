@@ -12,15 +12,13 @@ from effops.testing._info import ErrorInput, Maker, OpInfo, SampleInput, Sizes, 
 from effops.testing._localfilter_inputs import (
     ROUNDED_TOLERANCES,
     channels_last,
-    saved_outputs,
     too_wide,
     window_weights,
     wrong_factors,
     wrong_maps,
-    wrong_options,
     wrong_ranks,
 )
-from effops.testing._wrong import Wrong, wrong_dtypes, wrong_kinds, wrong_maker
+from effops.testing._wrong import Wrong, saved_outputs, wrong_dtypes, wrong_kinds, wrong_maker, wrong_options
 
 _NORMALIZE = ("softmax", "none", "sum")  # by the schema's numbers
 _PADDING = ("zeros", "replicate", "reflect", "renormalize")

@@ -12,13 +12,11 @@ from effops.testing._info import ErrorInput, Maker, OpInfo, SampleInput, Sizes
 from effops.testing._localfilter_inputs import (
     ROUNDED_TOLERANCES,
     channels_last,
-    saved_outputs,
     too_wide,
     wrong_factors,
     wrong_maps,
-    wrong_options,
 )
-from effops.testing._wrong import Wrong, wrong_dtypes, wrong_maker
+from effops.testing._wrong import Wrong, saved_outputs, wrong_dtypes, wrong_maker, wrong_options
 
 _SIDES = {"N": range(3), "C": range(7), "H": range(7), "W": range(20)}
 

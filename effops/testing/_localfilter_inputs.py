@@ -1,8 +1,8 @@
-"""What the entries of the localfilter engine share: right and wrong inputs, and what forward saves."""
+"""What the entries of the localfilter engine share: right and wrong inputs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -29,16 +29,6 @@ def window_weights(make: Maker, batch: int, channels: int, height: int, width: i
     return make.uniform(*shape, low=0.2, high=1.0) if positive else make.normal(*shape)
 
 
-def saved_outputs(op: Any, inputs: Sequence[Any], stand_ins: Sequence[Any]) -> Sequence[Any]:
-    """What forward saves for backward; the stand-ins if it refuses the inputs."""
-    with torch.no_grad():
-        try:
-            outputs: Any = op(*inputs)
-        except (RuntimeError, TypeError, ValueError):
-            return stand_ins
-    return outputs if isinstance(outputs, tuple) else (outputs,)
-
-
 # ------------------------------------------------------------------------------------ wrong inputs
 
 
@@ -49,13 +39,6 @@ def wrong_factors(argument: str, wrong: Wrong, **settings: Any) -> Iterator[Erro
     values: dict[str, Any] = {"none": None, "a_string": "3", "a_fraction": 1.5, "a_list": [1]}
     for name, value in values.items():
         yield wrong(f"{argument}_{name}", TypeError, argument, {argument: value}, native=False)
-
-
-def wrong_options(argument: str, wrong: Wrong) -> Iterator[ErrorInput]:
-    """What is no name of an option."""
-    value: Any
-    for value in ("Zeros", "other", "", None, 0.5, []):
-        yield wrong(f"{argument}_{value!r}", ValueError, argument, {argument: value}, native=False)
 
 
 def wrong_ranks(argument: str, maps: Tensor, wrong: Wrong) -> Iterator[ErrorInput]:

@@ -1,4 +1,4 @@
-"""What the entries of several engines share: arguments that are wrong."""
+"""What the entries of several engines share: arguments that are wrong, and what forward saves."""
 
 from __future__ import annotations
 
@@ -57,3 +57,20 @@ def wrong_counts(argument: str, most: int, wrong: Wrong, **settings: Any) -> Ite
     values: dict[str, Any] = {"none": None, "a_string": "3", "a_fraction": 1.5, "a_list": [1]}
     for name, value in values.items():
         yield wrong(f"{argument}_{name}", TypeError, argument, {argument: value}, native=False)
+
+
+def wrong_options(argument: str, wrong: Wrong) -> Iterator[ErrorInput]:
+    """What is no name of an option."""
+    value: Any
+    for value in ("Zeros", "other", "", None, 0.5, []):
+        yield wrong(f"{argument}_{value!r}", ValueError, argument, {argument: value}, native=False)
+
+
+def saved_outputs(op: Any, inputs: Sequence[Any], stand_ins: Sequence[Any]) -> Sequence[Any]:
+    """What forward saves for backward; the stand-ins if it refuses the inputs."""
+    with torch.no_grad():
+        try:
+            outputs: Any = op(*inputs)
+        except (RuntimeError, TypeError, ValueError):
+            return stand_ins
+    return outputs if isinstance(outputs, tuple) else (outputs,)

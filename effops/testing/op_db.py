@@ -11,6 +11,9 @@ from effops.testing import (
     _binary_match,
     _localfilter,
     _localfilter_attention,
+    _pairwise,
+    _pairwise_labels,
+    _pairwise_loss,
     _rowconv,
     _rowconv_masks,
     _rowconv_select,
@@ -32,4 +35,7 @@ OP_DB: tuple[OpInfo, ...] = (
     *_rowconv_select.ENTRIES,
     *_localfilter.ENTRIES,
     *_localfilter_attention.ENTRIES,
+    *_pairwise.ENTRIES,
+    *_pairwise_labels.ENTRIES,
+    *_pairwise_loss.ENTRIES,
 )

@@ -14,6 +14,8 @@ SECTIONS: dict[str, str] = {
     "perforated_conv2d": "effops.demo.sections.perforated_conv2d",
     "filter_flow": "effops.demo.sections.filter_flow",
     "expected_flow": "effops.demo.sections.expected_flow",
+    "mean_shift": "effops.demo.sections.mean_shift",
+    "pairwise_embedding_loss": "effops.demo.sections.pairwise_embedding_loss",
 }
 
 
