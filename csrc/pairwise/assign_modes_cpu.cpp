@@ -52,6 +52,7 @@ class Components {
         bounds_(grid_),
         least_(2 * threshold - 1) {
     for (int64_t image = 0; image < shape.batch; ++image) sets_.emplace_back(shape.points);
+    if (threshold >= 1) return;  // no cosine is above 1, but one of rounded numbers may be
     grid_.for_tiles(
         [&](int64_t image, int64_t tile) { bounds_.set(image, tile, points_.frame(image, tile)); });
     for_block_pairs(grid_, [&](int64_t image, TileRange first, TileRange second) {

@@ -24,8 +24,10 @@ void run(const CudaScope& scope, const ModesShape& shape, const Tensor& modes, d
                               parents + 2 * all, static_cast<uint64_t*>(keys.mutable_data_ptr())};
   scope.launch(&begin_modes_kernel<A>, point_blocks(rows), kPointThreads, 0,
                static_cast<const A*>(modes.const_data_ptr()), unit, components);
+  // No cosine is above 1, but one of rounded numbers may be.
+  const double least = threshold < 1 ? 2 * threshold - 1 : 2;
   scope.launch(&join_modes_kernel<A>, pairs, ScalarEngine<A>::kThreads, 0, unit, components,
-               static_cast<A>(2 * threshold - 1));
+               static_cast<A>(least));
   const int64_t blocks = divide_up(all, kPointThreads);
   scope.launch(&count_members_kernel, blocks, kPointThreads, 0, components);
   scope.launch(&list_components_kernel, blocks, kPointThreads, 0, components, min_size);

@@ -12,10 +12,10 @@
 
 namespace effops::pairwise {
 
-// kappa: the number, or what the tensor holds.
+// kappa: the number, as far as T reaches, or what the tensor holds.
 template <typename T>
 double kappa_value(const char* op, const std::optional<Tensor>& tensor, double number) {
-  if (!tensor.has_value()) return number;
+  if (!tensor.has_value()) return std::min(number, double{std::numeric_limits<T>::max()});
   const double kappa = *data_of<T>(*tensor);
   if (!(kappa >= 0 && std::isfinite(kappa))) fail(op, ": expected kappa >= 0 and finite, got ", kappa);
   return kappa;

@@ -47,20 +47,20 @@ __global__ void __launch_bounds__(kPointThreads) mean_shift_retreat_kernel(Retre
   const T total = step.saved[index];
   const double norm = step.saved[step.batch * step.rows + index], divisor = divisor_of(norm);
   dot = norm < kSmallestNorm ? 0 : add_lanes(dot);
-  const double to_h = total == T(0) ? 0 : step.eta / static_cast<double>(total);
+  const bool stays = total == T(0) || step.eta == 0;
   double tau = 0;
   for_lane_channels(place.lane, step.channels, [&](int i, int64_t channel) {
     const double next = step.to[begin + channel], x = step.from[begin + channel];
     const double g = (gradient[i] - next * dot) / divisor;
-    step.carry[begin + channel] = static_cast<T>(total == T(0) ? g : (1 - step.eta) * g);
+    step.carry[begin + channel] = static_cast<T>(stays ? g : (1 - step.eta) * g);
     step.x.put(place.image, place.row, channel, static_cast<T>(x));
-    step.h.put(place.image, place.row, channel, static_cast<T>(g * to_h));
+    const double h = stays ? 0 : step.eta * g / static_cast<double>(total);  // g may be infinite
+    step.h.put(place.image, place.row, channel, static_cast<T>(h));
     tau += g * (divisor * next - (1 - step.eta) * x);
   });
   tau = add_lanes(tau);
   if (place.lane == 0) {
-    step.tau.at(place.image, place.row) =
-        static_cast<T>(total == T(0) ? 0 : tau / static_cast<double>(total));
+    step.tau.at(place.image, place.row) = static_cast<T>(stays ? 0 : tau / static_cast<double>(total));
   }
 }
 

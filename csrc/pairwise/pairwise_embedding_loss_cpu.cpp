@@ -208,7 +208,9 @@ struct Batch {
   Total total(int64_t image, const T* costs) const {
     Total total{0, 0, {1, 1}};
     const int64_t first = begin(image);
-    for (int64_t i = first; i < shape.points; ++i) total.weight += weights[at(image, i)];
+    T weight = 0;  // overflows as T does
+    for (int64_t i = first; i < shape.points; ++i) weight += weights[at(image, i)];
+    total.weight = weight;
     if (shape.normalize == kThesis) total.divisors[0] = static_cast<double>(shape.points - first);
     if (shape.normalize == kSumWeights) total.divisors[0] = total.divisors[1] = total.weight;
     if (!counts(image, total)) return total;

@@ -1,13 +1,17 @@
 // See points_cpu.h.
 #include "points_cpu.h"
 
+#include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 
 namespace effops::pairwise {
 namespace {
 
 constexpr int64_t kPivots = kTile;
+template <typename T>
+constexpr double kLargest = std::numeric_limits<T>::max();
 
 // Pivots in a chain: each is followed by the nearest one that is left. similarities: [64][64].
 template <typename T>
@@ -100,7 +104,8 @@ void PointSet<T>::normalize(int64_t image, int64_t tile) {
   }
   for (int64_t l = 0; l < kTile; ++l) {
     const double norm = std::sqrt(squares[l]);
-    norms[l] = static_cast<T>(norm);
+    // A finite norm stays finite: Inf would mean that a number of the row is infinite.
+    norms[l] = static_cast<T>(std::isfinite(norm) ? std::min(norm, kLargest<T>) : norm);
     scale[l] = 1 / (norm < kSmallestNorm ? kSmallestNorm : norm);
   }
   for (int64_t k = 0; k < grid_.channels; ++k) {

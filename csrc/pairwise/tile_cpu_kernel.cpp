@@ -256,7 +256,7 @@ void retreat(const Retreat<T>& step) {
     for (int64_t l = 0; l < kTile; ++l) along[l] += grad[l] * next[l];
   }
   for (int64_t l = 0; l < kTile; ++l) {
-    const bool short_ = step.norms[l] < T(kSmallestNorm), stays = step.degrees[l] == 0;
+    const bool short_ = step.norms[l] < T(kSmallestNorm), stays = step.degrees[l] == 0 || step.eta == 0;
     scale[l] = short_ ? T(1 / kSmallestNorm) : 1 / step.norms[l];
     along[l] = short_ ? T(0) : along[l];  // the norm is a constant there
     keep[l] = stays ? T(1) : 1 - step.eta;
@@ -270,11 +270,11 @@ void retreat(const Retreat<T>& step) {
       const T y = (step.norms[l] < T(kSmallestNorm) ? T(kSmallestNorm) : step.norms[l]) * next[l];
       turn[l] += g * (y - (1 - step.eta) * x[l]);
       grad[l] = keep[l] * g;
-      h[l] = step.eta * g * part[l];
+      h[l] = part[l] == 0 ? T(0) : step.eta * g * part[l];  // g may be infinite
     }
   }
   T* tau = step.h + step.channels * kTile;
-  for (int64_t l = 0; l < kTile; ++l) tau[l] = l < step.count ? -turn[l] * part[l] : T(0);
+  for (int64_t l = 0; l < kTile; ++l) tau[l] = l < step.count && part[l] != 0 ? -turn[l] * part[l] : T(0);
 }
 
 // ---------------------------------------------------------------------------------------- costs

@@ -113,7 +113,8 @@ class MeanShiftGrouping(nn.Module):
         return mean_shift(points, self.kappa, self.eta, self.iterations, weights, return_all, tol=self.tol)
 
     def extra_repr(self) -> str:
-        kappa = self.kappa if isinstance(self.kappa, float) else self.kappa.item()
+        known = self.log_kappa is None or not self.log_kappa.is_meta
+        kappa = float(self.kappa) if known else self._first_kappa
         parts = [f"kappa={kappa:g}", f"eta={self.eta}", f"iterations={self.iterations}"]
         if self.log_kappa is not None:
             parts.append("learn_kappa=True")

@@ -35,6 +35,14 @@ def with_batch(*values: Any) -> tuple[Any, ...]:
     )
 
 
+def spread(make: Maker, *shape: int) -> Tensor:
+    """Numbers from 0.3 to 1.5 and their opposites: no row is nearly 0, neither in a layout that repeats one.
+
+    The gradient of a row is divided by its norm, rounding errors of a gradient that vanishes included.
+    """
+    return make.uniform(*shape, low=0.3, high=1.5) * make.choice((-1.0, 1.0), *shape)
+
+
 def groups(make: Maker, *shape: int, count: int = 3, noise: float = 0.05, order: str = "runs") -> Tensor:
     """Points [..., N, D] around a few directions per image, of lengths from 0.5 to 2.
 

@@ -15,6 +15,7 @@ from effops.testing._info import ErrorInput, Maker, OpInfo, SampleInput, Sizes
 from effops.testing._pairwise_inputs import (
     cast_like_op,
     groups,
+    spread,
     with_batch,
     wrong_beside,
     wrong_numbers,
@@ -41,7 +42,7 @@ def _sample(
     **settings: Any,
 ) -> SampleInput:
     """Labels of -1 among the others; with weights, unless it is plain."""
-    x = make.normal(batch, points, channels)
+    x = spread(make, batch, points, channels)
     labels = make.integers(batch, points, high=instances + 1) - 1
     weights = None if plain else make.uniform(batch, points, low=0.2, high=1.0)
     return SampleInput(name, (x, labels, alpha, weights, normalize), **settings)
@@ -191,12 +192,13 @@ _PAIRWISE_EMBEDDING_LOSS = OpInfo(
     backward_args=_backward_args,
     native_computed=lambda outputs: outputs[0],
     differentiable=("x", "weights"),
+    overflowing=("weights",),  # their products are summed, and costs of 0 are rounded
     float32_results=True,
     autocast=dict.fromkeys(("x", "weights"), "float32"),
     vmap_batched=("x", "labels", "weights"),
     dynamic={label: {0: "B", 1: "N"} for label in ("x", "labels", "weights")},
     flops=(16, 32),  # 4 pairs of 2 channels: 2 and 4 each
-    smallest_scale=1e-2,
+    smallest_scale=0.1,
 )
 
 ENTRIES: tuple[OpInfo, ...] = (_PAIRWISE_EMBEDDING_LOSS,)

@@ -151,7 +151,8 @@ def three_colours(points: Tensor) -> Tensor:
     axes = axes * axes.sum(0).sign()  # the sign is the library's choice otherwise
     projected = (points.double() - centre) @ axes
     low, high = (projected[0].quantile(share, 0) for share in (0.01, 0.99))
-    return ((projected - low) / (high - low).clamp(min=1e-12)).clamp(0, 1).float()
+    colours: Tensor = ((projected - low) / (high - low).clamp(min=1e-12)).clamp(0, 1).float()
+    return colours
 
 
 # ------------------------------------------------------------------------------------------ segments
@@ -247,8 +248,8 @@ def picture_costs(
         file,
         "Times and memory on this machine",
         "One iteration is softmax attention of the points to themselves: scaled_dot_product_attention, with "
-        "numbers too small for float32's usual format flushed to zero, as they slow it down. N x N: the matrix "
-        "of kernel values, its row sums and the product with the points. "
+        "numbers too small for float32's usual format flushed to zero, as they slow it down. N x N: the "
+        "matrix of kernel values, its row sums and the product with the points. "
         f"{peer}All on one thread. Memory as the operating system counts it, exact to half a mebibyte; with "
         "gradients PyTorch keeps the N x N matrices of all iterations, effops the positions.",
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from effops import assign_modes
@@ -18,8 +19,8 @@ from effops.demo.sections._pairwise_embedding_loss_net import (
     SMALLEST,
     Scenes,
     Training,
-    adjusted_rand_index,
     embed,
+    score,
 )
 from effops.nn import MeanShiftGrouping
 
@@ -34,14 +35,14 @@ def picture_embeddings(settings: Settings, unseen: Scenes, training: Training) -
     iterates = grouping(embed(training.network, some))  # [11, 4, CHANNELS, SIDE, SIDE]
     points = iterates.flatten(3).mT
     found = assign_modes(points[-1], min_size=SMALLEST).view(some.labels.shape)
-    before = _colours(torch.nn.functional.normalize(training.before[:_SHOWN], dim=1)[None])
+    before = _colours(F.normalize(training.before[:_SHOWN], dim=1)[None])
 
     count = 5 + len(_SHOWN_ITERATIONS)
     figure, axes = _figures.canvas(_SHOWN, count, 2 * count, 2.15 * _SHOWN)
     for row in range(_SHOWN):
         line = axes[row * count : (row + 1) * count]
         after = _colours(iterates[list(_SHOWN_ITERATIONS), row][:, None])
-        score = adjusted_rand_index(found[row], some.labels[row])
+        agreement = score(found[row], some.labels[row])
         untrained = before[0, row]
         panels = [
             ("picture", some.pictures[row]),
@@ -49,7 +50,7 @@ def picture_embeddings(settings: Settings, unseen: Scenes, training: Training) -
             ("embedding, untrained", untrained),
             *((_title(iteration), after[index, 0]) for index, iteration in enumerate(_SHOWN_ITERATIONS)),
             (f"{int(found[row].max())} groups + background", _label_colours(found[row])),
-            (f"where they differ; score {score:.2f}", _differences(found[row], some.labels[row])),
+            (f"where they differ; score {agreement:.2f}", _differences(found[row], some.labels[row])),
         ]
         for axis, (title, picture) in zip(line, panels, strict=True):
             is_own = title.startswith(("truth", "where")) or "groups" in title
@@ -62,22 +63,24 @@ def picture_embeddings(settings: Settings, unseen: Scenes, training: Training) -
         f"Pictures of {SIDE} x {SIDE} pixels that the network hasn't seen while it learnt. Shapes have two "
         f"colours, so that colour doesn't tell which is which. Each pixel has an embedding of {CHANNELS} "
         "channels, shown in three colours (the directions of largest variance). After "
-        f"{len(training.losses)} steps pixels of a shape are alike and those of different shapes aren't; mean "
-        "shift draws them together further, and assign_modes reads the labels off. Groups are coloured by size, those of "
-        f"fewer than {SMALLEST} pixels white. Score: adjusted Rand index, 1 means the same groups. In the "
-        "last column, black pixels are in a group that isn't their shape's.",
+        f"{len(training.losses)} steps pixels of a shape are alike and those of different shapes aren't; "
+        "mean shift draws them together further, and assign_modes reads the labels off. Label colours go by "
+        f"size; pixels in groups of fewer than {SMALLEST} are white. Score: adjusted Rand index of the "
+        "pixels of shapes, 1 means the same groups. In the last column, pixels are black that aren't in the "
+        "group of most of their shape, or whose group is mostly another shape.",
     )
 
 
 def _title(iteration: int) -> str:
-    return f"after {iteration} iterations" if iteration else "trained"
+    return f"after {iteration} iterations" if iteration else "trained, 0 iterations"
 
 
 def _colours(iterates: Tensor) -> Tensor:
     """[T, N, C, H, W] in the three colours of each picture's first iterate, [T, N, 3, H, W]."""
     points = iterates.flatten(3).mT  # [T, N, H W, C]
     colours = torch.stack([three_colours(points[:, image]) for image in range(points.shape[1])], 1)
-    return colours.mT.unflatten(3, iterates.shape[3:])
+    maps: Tensor = colours.mT.unflatten(3, iterates.shape[3:])
+    return maps
 
 
 def _label_colours(labels: Tensor) -> Tensor:
@@ -93,13 +96,19 @@ def _label_colours(labels: Tensor) -> Tensor:
 
 
 def _differences(found: Tensor, truth: Tensor) -> Tensor:
-    """[3, H, W]: pixels black that are not in the group that holds most of their shape."""
-    first, second = found.cpu() + 1, truth.cpu()
-    wrong = torch.zeros_like(second, dtype=torch.bool)
-    for label in second.unique():
-        is_shape = second == label
-        wrong |= is_shape & (first != first[is_shape].mode().values)
+    """[3, H, W]: pixels black that are not in their shape's main group, or not in their group's main shape."""
+    found, truth = found.cpu(), truth.cpu()
+    wrong = _apart(found, truth) | _apart(truth, found)
     return (1 - 0.9 * wrong.float()).expand(3, -1, -1)
+
+
+def _apart(labels: Tensor, groups: Tensor) -> Tensor:
+    """Which pixels have another label than most of their group."""
+    apart = torch.zeros_like(labels, dtype=torch.bool)
+    for group in groups.unique():
+        is_member = groups == group
+        apart |= is_member & (labels != labels[is_member].mode().values)
+    return apart
 
 
 # ------------------------------------------------------------------------------------------ training
@@ -131,8 +140,9 @@ def picture_training(settings: Settings, training: Training) -> Figure:
     return Figure(
         file,
         "Training",
-        "Left the loss, right the mean adjusted Rand index of the groups that mean shift finds in pictures "
-        "that the network doesn't learn from. 0 is what chance would give, 1 the true shapes.",
+        "Left the loss, right how well mean shift separates the shapes of pictures that the network doesn't "
+        "learn from: the mean adjusted Rand index of the pixels of shapes, 0 for groups by chance, 1 for the "
+        "true shapes.",
     )
 
 

@@ -94,6 +94,9 @@ def _gradient(op: _Op, x: Tensor, iterations: int = _ITERATIONS) -> Tensor:
     return torch.autograd.grad(op(x, KAPPA, iterations=iterations), x, grad)[0]
 
 
+_DIRECTIONS: dict[str, Callable[..., Tensor]] = {"forward": _forward, "fwd + bwd": _gradient}
+
+
 def _compare(settings: Settings) -> list[Row]:
     """Rows of the table; plain PyTorch is attention, the faster one of two programs."""
     x, some = (
@@ -101,7 +104,7 @@ def _compare(settings: Settings) -> list[Row]:
     )
     shape = f"N={len(x):,} D={x.shape[1]}, {_ITERATIONS} iterations, one thread"
     rows = []
-    for direction, run in (("forward", _forward), ("fwd + bwd", _gradient)):
+    for direction, run in _DIRECTIONS.items():
         exact = run(reference.mean_shift, some.double(), _CHECKED_ITERATIONS)
         error = _error(run(mean_shift, some, _CHECKED_ITERATIONS), exact)
         programs = {"effops": mean_shift, "plain": plain_attention}
@@ -145,7 +148,7 @@ def _memory(settings: Settings) -> tuple[dict[str, int | None], int]:
     programs = {"effops": mean_shift, "attention": plain_attention, "N x N": plain_matrix}
     calls: dict[str, Callable[[], object]] = {
         f"{name}, {direction}": partial(run, op, x)
-        for direction, run in (("forward", _forward), ("fwd + bwd", _gradient))
+        for direction, run in _DIRECTIONS.items()
         for name, op in programs.items()
     }
     if has_sklearn():
