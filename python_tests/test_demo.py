@@ -10,16 +10,20 @@ import pytest
 import torch
 
 from effops import plan_mask, reference, sps_from_dense, sps_to_dense
-from effops.demo import Settings, _photos, _timing, run
+from effops.demo import Settings, _memory, _photos, _timing, run
 from effops.demo._extras import MissingExtraError, require
 from effops.demo._section import Row
 from effops.demo.sections import (
     SECTIONS,
     _expected_flow_pictures,
+    _mean_shift_pictures,
+    _pairwise_embedding_loss_net,
     _sps_conv2d_head,
     expected_flow,
     filter_flow,
     load,
+    mean_shift,
+    pairwise_embedding_loss,
     perforated_conv2d,
     sps_conv2d,
 )
@@ -44,6 +48,8 @@ PICTURES = {  # of each section
     "perforated_conv2d": 5,
     "filter_flow": 3,
     "expected_flow": 3,
+    "mean_shift": 3,
+    "pairwise_embedding_loss": 3,
 }
 
 
@@ -102,7 +108,14 @@ def test_the_table_holds_every_comparison(page):
     assert [row[1] for row in rows if row[0] == "filter_flow"] == [
         f"denoising, {direction}" for direction in ("forward", "fwd + bwd")
     ]
-    for op in ("expected_flow", "neighborhood_dot", "neighborhood_mix", "local_attention"):
+    for op in (
+        "expected_flow",
+        "neighborhood_dot",
+        "neighborhood_mix",
+        "local_attention",
+        "mean_shift",
+        "pairwise_embedding_loss",
+    ):
         assert [row[1] for row in rows if row[0] == op] == ["forward", "fwd + bwd"]
     for row in rows:
         ours, plain, ratio, error = (float(re.match(r"[\d.e+-]+", cell)[0]) for cell in row[3:])
@@ -291,6 +304,106 @@ def test_bilinear_filters_are_grid_sample_and_hold_their_flow():
     torch.testing.assert_close(reference.expected_flow(filters, normalize="none"), flow)
 
 
+@pytest.mark.parametrize("plain", [mean_shift.plain_attention, mean_shift.plain_matrix])
+def test_plain_mean_shift_is_the_same_function(plain):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(30, 4, generator=generator, dtype=torch.float64)
+    exact = reference.mean_shift(x, 20.0, iterations=3)
+    torch.testing.assert_close(plain(x, 20.0, iterations=3), exact)
+
+
+def test_plain_pairwise_embedding_loss_is_the_same_function():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(30, 4, generator=generator, dtype=torch.float64)
+    labels = torch.randint(4, (30,), generator=generator)
+    exact = reference.pairwise_embedding_loss(x, labels)
+    torch.testing.assert_close(pairwise_embedding_loss.plain_loss(x, labels), exact)
+
+
+def test_the_kernel_on_the_sphere_is_the_gaussian_of_the_features():
+    """As far as it matters, and colours come back from the sphere."""
+    photo = _photos.load("astronaut", 20)
+    features = _mean_shift_pictures.features_of(photo)
+    points = _mean_shift_pictures.embed(features)
+    torch.testing.assert_close(points.norm(dim=1), torch.ones(400))
+    kernel = (_mean_shift_pictures.KAPPA * (points @ points.T - 1)).exp()
+    gaussian = (-(features[:, None] - features).square().sum(2) / 2).exp()
+    assert gaussian.median() < 1e-6
+    torch.testing.assert_close(kernel, gaussian, rtol=0, atol=0.01)
+    colours = _mean_shift_pictures.colours_at(points)
+    torch.testing.assert_close(colours, photo.flatten(1).T, rtol=0, atol=1e-5)
+
+
+def test_every_segment_has_its_mean_colour():
+    photo = torch.rand(3, 2, 3, generator=torch.Generator().manual_seed(0))
+    means = _mean_shift_pictures.mean_colours(photo, torch.tensor([[0, 0, 1], [1, 0, -1]]))
+    torch.testing.assert_close(means[:, 0, 0], (photo[:, 0, 0] + photo[:, 0, 1] + photo[:, 1, 1]) / 3)
+    torch.testing.assert_close(means[:, 1, 0], (photo[:, 0, 2] + photo[:, 1, 0]) / 2)
+    assert means[:, 0, 0].equal(means[:, 1, 1])
+    assert means[:, 1, 2].tolist() == [1, 1, 1]
+
+
+def test_mean_shift_without_scikit_learn(tmp_path, monkeypatch):
+    monkeypatch.setattr(mean_shift, "has_sklearn", lambda: False)
+    result = load("mean_shift").run(tiny(tmp_path), lambda _: None)
+    assert len(result.figures) == PICTURES["mean_shift"]
+    assert not any("scikit-learn" in figure.caption for figure in result.figures)
+
+
+def test_scenes_of_shapes():
+    scenes = _pairwise_embedding_loss_net.make_scenes(3, 0)
+    side = _pairwise_embedding_loss_net.SIDE
+    assert scenes.pictures.shape == (3, 3, side, side)
+    assert 0 <= float(scenes.pictures.min()) < float(scenes.pictures.max()) <= 1
+    for labels in scenes.labels:
+        assert 4 <= int(labels.max()) <= 8
+        assert labels.unique().tolist() == list(range(int(labels.max()) + 1))
+    again, other = (_pairwise_embedding_loss_net.make_scenes(3, seed) for seed in (0, 1))
+    assert again.pictures.equal(scenes.pictures)
+    assert not other.pictures.equal(scenes.pictures)
+
+
+def test_an_embedding_is_learned_within_seconds():
+    unseen = _pairwise_embedding_loss_net.make_scenes(4, 1)
+    training = _pairwise_embedding_loss_net.learn(60, unseen)
+    (first, before), *_, (last, after) = training.scores
+    assert (first, last) == (0, 60)
+    assert before < 0.3
+    assert after > 0.5
+    assert training.losses[-1] < 0.6 * training.losses[0]
+
+
+def test_adjusted_rand_index():
+    index = _pairwise_embedding_loss_net.adjusted_rand_index
+    truth = torch.tensor([0, 0, 0, 1, 1, 1])
+    assert index(torch.tensor([5, 5, 5, -1, -1, -1]), truth) == 1
+    assert index(torch.zeros(6, dtype=torch.int64), truth) == 0
+    found = torch.tensor([0, 0, 1, 1, 2, 2])  # scikit-learn's example says 0.2424...
+    assert index(found, truth) == pytest.approx(8 / 33)
+    assert index(truth, found) == pytest.approx(8 / 33)
+    assert index(truth, truth) == 1
+    assert index(torch.zeros(6), torch.zeros(6)) == 1
+    assert _pairwise_embedding_loss_net.score(found, truth) == 0
+
+
+def test_memory_of_a_call():
+    def call():
+        return torch.ones(2**22).sum()  # 16 MiB
+
+    call()
+    needed = _memory.extra_bytes(call)
+    if needed is None:
+        pytest.skip("the system does not tell")
+    assert 15 * 2**20 < needed < 18 * 2**20
+    small = _memory.extra_bytes(lambda: None)
+    assert small < 2**20
+
+
+def test_memory_where_the_system_does_not_tell(monkeypatch, tmp_path):
+    monkeypatch.setattr(_memory, "_FORGET", tmp_path / "absent" / "clear_refs")
+    assert _memory.extra_bytes(lambda: None) is None
+
+
 def test_denoising_without_opencv(tmp_path, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr("effops.demo._extras.find_spec", lambda name: None if name == "cv2" else find(name))
@@ -384,7 +497,7 @@ def test_missing_packages(tmp_path, monkeypatch):
 
 
 def test_importing_the_demo_needs_torch_alone(tmp_path):
-    absent = ["rich", "typer", "matplotlib", "skimage", "scipy", "cv2", "faiss"]
+    absent = ["rich", "typer", "matplotlib", "skimage", "sklearn", "scipy", "cv2", "faiss"]
     code = (
         f"import sys; sys.modules |= dict.fromkeys({absent}); "
         f"import effops.cli, effops.collect_env, {', '.join(SECTIONS.values())}"

@@ -96,7 +96,7 @@ def _label_colours(labels: Tensor) -> Tensor:
 
 
 def _differences(found: Tensor, truth: Tensor) -> Tensor:
-    """[3, H, W]: pixels black that are not in their shape's main group, or not in their group's main shape."""
+    """[3, H, W]: pixels black outside the main group of their shape, or the main shape of their group."""
     found, truth = found.cpu(), truth.cpu()
     wrong = _apart(found, truth) | _apart(truth, found)
     return (1 - 0.9 * wrong.float()).expand(3, -1, -1)
