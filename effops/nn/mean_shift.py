@@ -113,8 +113,8 @@ class MeanShiftGrouping(nn.Module):
         return mean_shift(points, self.kappa, self.eta, self.iterations, weights, return_all, tol=self.tol)
 
     def extra_repr(self) -> str:
-        known = self.log_kappa is not None and not self.log_kappa.is_meta
-        kappa = self.log_kappa.detach().exp().item() if known else self._first_kappa
+        learned = self.log_kappa
+        kappa = self._first_kappa if learned is None or learned.is_meta else learned.detach().exp().item()
         parts = [f"kappa={kappa:g}", f"eta={self.eta}", f"iterations={self.iterations}"]
         if self.log_kappa is not None:
             parts.append("learn_kappa=True")
