@@ -6,25 +6,27 @@ samples, by name) or ``error_input``. Marks narrow that down: ``ops("differentia
 Ops on integers run in all of their dtypes.
 """
 
+import functools
 import logging
 import os
 
 import pytest
 import torch
+from helpers import DEVICES
 from hypothesis import settings
+from torch.utils._pytree import tree_leaves
 
-from effops import _load
 from effops.testing import OP_DB
 
 MARKS = (
     "compile: compiles graphs or C++ code (slow; left out of the sanitizer run)",
+    "same_native: slow, and native code runs as in tests without this mark (left out of the sanitizer run)",
     "ops(field): only ops for which this field of OpInfo says something (of a file and of a test: both)",
     "kinds(*kinds): only samples of these kinds: ordinary, awkward, empty, strided",
     "dtypes(*dtypes): only these dtypes, where the op supports them (of ops on integers, all)",
     "devices(*devices): only these devices",
     "errors(field): only error inputs of which this property of ErrorInput holds",
 )
-HAS_CUDA = torch.cuda.is_available() and _load.cuda_missing_reason is None
 
 
 def pytest_configure(config):
@@ -59,8 +61,7 @@ def _ops(marked, _case):
 
 
 def _devices(marked, _case):
-    devices = ("cpu", "cuda") if HAS_CUDA else ("cpu",)
-    return [device for device in devices if device in marked.get("devices", devices)]
+    return [device for device in DEVICES if device in marked.get("devices", DEVICES)]
 
 
 def _dtypes(marked, case):
@@ -92,16 +93,35 @@ _OPTIONS = {
 }
 
 
+# Tests come in the order of their parameters, and drawing an op's samples takes longer than most tests.
+@functools.lru_cache(maxsize=2)
+def _samples(info, device, dtype):
+    return {sample.name: sample for sample in info.samples(device, dtype)}
+
+
+@functools.lru_cache(maxsize=2)
+def _error_inputs(info, device):
+    return {error.name: error for error in info.error_inputs(device)}
+
+
+def _versions(case):
+    tensors = tree_leaves((case.args, dict(case.kwargs)))
+    return [tensor._version for tensor in tensors if isinstance(tensor, torch.Tensor)]
+
+
 @pytest.fixture
 def sample(info, device, dtype, sample_name):
-    """One of the op's samples."""
-    return info.sample(sample_name, device, dtype)
+    """One of the op's samples, which other tests get too."""
+    sample = _samples(info, device, dtype)[sample_name]
+    before = _versions(sample)
+    yield sample
+    assert _versions(sample) == before, "a test must not change its sample"
 
 
 @pytest.fixture
 def error_input(info, device, error_name):
-    """One of the op's wrong inputs."""
-    return next(error for error in info.error_inputs(device) if error.name == error_name)
+    """One of the op's wrong inputs, which other tests get too."""
+    return _error_inputs(info, device)[error_name]
 
 
 @pytest.fixture

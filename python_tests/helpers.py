@@ -10,10 +10,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
+from effops import _load
 from effops.testing import assert_close
 from effops.testing._check import forward, grad_outputs, gradients
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+HAS_CUDA = torch.cuda.is_available() and _load.cuda_missing_reason is None
+DEVICES = ("cpu", "cuda") if HAS_CUDA else ("cpu",)
 
 
 def base_name(label):

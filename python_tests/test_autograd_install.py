@@ -173,6 +173,7 @@ for info in OP_DB:
 """
 
 
+@pytest.mark.same_native
 def test_all_ops_without_the_guard():
     """As on a torch that does not have it."""
     assert_ran(run_python(WITHOUT_GUARD))

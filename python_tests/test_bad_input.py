@@ -72,6 +72,7 @@ def test_backward_op_refuses_a_wrong_gradient(info, device):
             info.backward_op(*info.backward_args([gradient, *others], native))
 
 
+@pytest.mark.same_native  # none
 @pytest.mark.errors("seen_by_fake_kernel")
 def test_fake_kernel(info, device, error_input):
     """What fails by metadata alone fails while tracing, with the same error."""

@@ -6,13 +6,13 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import DEVICES
 
 import effops
-from effops import _load, compat
+from effops import compat
 from effops.compat import carafe, convex_upsample, involution
 
-HAS_CUDA = torch.cuda.is_available() and _load.cuda_missing_reason is None
-DEVICE = pytest.mark.parametrize("device", ["cpu", *(["cuda"] if HAS_CUDA else [])])
+DEVICE = pytest.mark.parametrize("device", DEVICES)
 # Of the maps, and of the filters.
 DTYPES = pytest.mark.parametrize(
     ("dtype", "filter_dtype"),

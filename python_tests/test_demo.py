@@ -127,6 +127,7 @@ def test_the_table_holds_every_comparison(page):
         assert fact in html
 
 
+@pytest.mark.same_native  # as for the page
 @pytest.mark.parametrize("name", SECTIONS)
 def test_a_section_says_how_many_steps_it_takes(name, tmp_path):
     section, steps = load(name), []
@@ -455,6 +456,13 @@ def test_times_take_turns():
     assert calls == ["a", "b"] * 4
     assert times.keys() == {"a", "b"}
     assert all(0 <= seconds < 1 for seconds in times.values())
+
+
+def test_one_thread():
+    before = torch.get_num_threads()
+    with _timing.one_thread():
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == before
 
 
 def test_a_row():

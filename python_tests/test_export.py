@@ -5,10 +5,11 @@ import io
 
 import pytest
 import torch
-from helpers import assert_same_results
+from helpers import DEVICES, assert_same_results
 from torch.export import Dim
 from torch.utils._pytree import tree_map
 
+from effops.testing import OP_DB
 from effops.testing._check import forward, tensors_of
 
 pytestmark = pytest.mark.compile
@@ -25,6 +26,13 @@ class Call(torch.nn.Module):
 
     def forward(self, named, *args):
         return self.op(*args, **named, **self.settings)
+
+
+class Calls(torch.nn.ModuleList):
+    """Several of them, side by side."""
+
+    def forward(self, *inputs):
+        return [call(*args) for call, args in zip(self, inputs, strict=True)]
 
 
 def named_tensors(sample):
@@ -98,9 +106,18 @@ def test_exported_program_holds_the_op(info, device):
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated:DeprecationWarning")  # Inductor's imports
 @pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated:FutureWarning")  # torch's own use of it
-def test_aot_inductor(info, device, tmp_path):
-    sample = info.build_sample(info.smallest, device)
-    program = torch.export.export(Call(info, sample), arguments(sample))
-    path = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "op.pt2"))
-    outputs = tensors_of(info.computed(torch._inductor.aoti_load_package(path)(*arguments(sample))))
-    assert_same_results(info, outputs, forward(info, sample), info.tolerances)
+@pytest.mark.parametrize("device", DEVICES)
+def test_aot_inductor(device, tmp_path):
+    """One program that calls every op: g++ takes as long for one op as for all."""
+    samples = [info.build_sample(info.smallest, device) for info in OP_DB]
+    model = Calls(Call(info, sample) for info, sample in zip(OP_DB, samples, strict=True))
+    inputs = tuple(arguments(sample) for sample in samples)
+    path = torch._inductor.aoti_compile_and_package(
+        torch.export.export(model, inputs),
+        package_path=str(tmp_path / "ops.pt2"),
+        inductor_configs={"aot_inductor.compile_wrapper_opt_level": "O0"},
+    )
+    outputs = torch._inductor.aoti_load_package(path)(*inputs)
+    for info, sample, output in zip(OP_DB, samples, outputs, strict=True):
+        found = tensors_of(info.computed(output))
+        assert_same_results(info, found, forward(info, sample), info.tolerances)

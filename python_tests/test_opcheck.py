@@ -7,6 +7,8 @@ from torch.library import opcheck
 
 from effops.testing._check import forward, grad_outputs
 
+# The kernels are called as in test_reference.py and test_gradients.py, at ten times the price.
+pytestmark = pytest.mark.same_native
 CHEAP = ("test_schema", "test_autograd_registration", "test_faketensor")
 FLOAT32 = pytest.mark.dtypes(torch.float32)
 FULL_AND_HALF = pytest.mark.dtypes(torch.float32, torch.bfloat16)
@@ -58,10 +60,11 @@ def test_tracing(info, sample):
 
 
 @pytest.mark.compile
+@FLOAT32
 @pytest.mark.ops("differentiable")
-@pytest.mark.dtypes(torch.float32, torch.bfloat16)
 @pytest.mark.kinds("ordinary", "empty")
 def test_tracing_with_gradients(info, sample):
+    """Of the dtype, tracing knows what the fake kernels say, which the checks above compare in both."""
     opcheck(info.torch_op, leaves_require_grad(info, sample), test_utils=tracing_checks(info))
 
 

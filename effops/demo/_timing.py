@@ -4,7 +4,8 @@ The functions take turns, so that all meet the same disturbances, and the shorte
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 
@@ -37,6 +38,17 @@ def interleaved_min(
             wait()
             best[name] = min(best[name], time.perf_counter() - start)
     return best
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """torch on one thread: for comparisons, and for work so small that threads would wait for each other."""
+    count = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(count)
 
 
 def _nothing() -> None:

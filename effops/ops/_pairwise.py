@@ -27,9 +27,12 @@ def is_half(x: object) -> bool:
 
 
 def in_float32(x: Any, *others: Any) -> tuple[Any, ...]:
-    """Half-precision points in float32, and so what comes along with them; all else as it is."""
+    """Half-precision points in float32, and so what comes along with them; all else as it is.
+
+    Under autocast what comes along may be half precision beside float32 points.
+    """
     values = (x, *others)
-    if not is_half(x):
+    if not is_half(x) and not (isinstance(x, Tensor) and torch.is_autocast_enabled(x.device.type)):
         return values
     return tuple(value.float() if is_half(value) else value for value in values)
 

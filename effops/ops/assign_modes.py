@@ -32,7 +32,8 @@ def assign_modes(
     Args:
         modes: [B, N, D], or [N, D] of a single set; D from 1 to 512. float32, float64, bfloat16 or float16
             (compared in float32). A row with a NaN or Inf is joined to nothing, but is a point as others.
-        threshold: Any finite number; 0.9 joins angles below 36.9 degrees.
+        threshold: Any finite number; 0.9 joins angles below 36.9 degrees, 1 and above nothing. For a large
+            kappa, whose modes may be closer, 1 - 1 / (4 kappa) joins those within one bandwidth.
         min_size: Members that a group needs, 1 or more.
 
     Returns:

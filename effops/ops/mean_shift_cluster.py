@@ -35,7 +35,8 @@ def mean_shift_cluster(
             bfloat16 or float16 (computed in float32, without rounding in between).
         kappa: Concentration of the kernel, 0 or more.
         iterations: 0 or more.
-        threshold: Any finite number; 0.9 joins angles below 36.9 degrees.
+        threshold: Any finite number; 0.9 joins angles below 36.9 degrees, 1 and above nothing. For a large
+            kappa, whose modes may be closer, 1 - 1 / (4 kappa) joins those within one bandwidth.
         min_size: Members that a group needs, 1 or more.
 
     Returns:

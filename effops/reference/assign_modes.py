@@ -44,7 +44,7 @@ def assign_modes(modes: Tensor, threshold: float = 0.9, min_size: int = 1) -> Te
     if labels.numel() == 0:
         return labels
     rows = normalized(modes.detach().to(compute_dtype(modes)))
-    is_joined = (1 + rows @ rows.mT) / 2 > threshold
+    is_joined = (1 + (rows @ rows.mT).clamp(max=1)) / 2 > threshold
     if modes.dim() == 2:
         return _by_size(_first_members(is_joined), min_size)
     for image, edges in enumerate(is_joined):

@@ -204,8 +204,8 @@ class OpInfo:
     linear_outputs: int | None = None
     #: Coordinates, and which of their last dimension may be NaN or Inf (contribution and gradient 0).
     coordinates: Mapping[str, slice] = field(default_factory=dict)
-    #: Arguments of which huge numbers overflow, or leave nothing but rounding errors, for random sizes.
-    overflowing: tuple[str, ...] = ()
+    #: Special numbers of arguments that leave nothing but rounding errors, or overflow, for some sizes.
+    untried: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     #: Arguments that may stay float32 beside half-precision values.
     float32_beside_half: tuple[str, ...] = ()
     #: Results may be float32 where the values are half precision.

@@ -173,3 +173,9 @@ def test_wrong_dtypes(assign_modes, mean_shift_cluster):
     for op in (assign_modes, mean_shift_cluster):
         with pytest.raises(TypeError, match="expected (x|modes) of "):
             op(torch.zeros(5, 3, dtype=torch.int64))
+
+
+def test_a_threshold_of_1_joins_nothing(assign_modes):
+    """Not even copies, of which the rounded cosine may be above 1."""
+    x = double(1, 50, 2).float().repeat(1, 3, 1)
+    assert assign_modes(x, 1.0)[0].tolist() == list(range(150))

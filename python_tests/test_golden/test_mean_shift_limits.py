@@ -156,3 +156,23 @@ def test_bad_arguments(mean_shift, change):
 def test_wrong_dtypes(mean_shift, change):
     with pytest.raises(TypeError, match="^mean_shift: expected"):
         mean_shift(**({"x": torch.zeros(2, 5, 3)} | change))
+
+
+def test_a_zero_row_spoils_only_its_own_gradient(mean_shift):
+    """It stays, and its gradient is multiplied by 1e12 an iteration until it is infinite."""
+    x = double(1, 70, 8).float()
+    x[0, 5] = 0
+    x.requires_grad_()
+    (gradient,) = gradients((mean_shift(x, 100.0) * double(1, 70, 8, seed=1).float()).sum(), (x,))
+    assert (~gradient.isfinite()).any(-1).nonzero().tolist() == [[0, 5]]
+
+
+def test_norms_beyond_float32(mean_shift):
+    """Finite rows of an infinite norm are no Inf."""
+    torch.testing.assert_close(mean_shift(torch.full((1, 3, 16), 2e38)), torch.full((1, 3, 16), 0.25))
+
+
+def test_nothing_depends_on_weights_at_eta_0(mean_shift):
+    x, w = leaves_of()
+    found = mean_shift(x, 36.0, 0.0, 3, w)
+    assert_same_with_gradients(found, F.normalize(x, dim=2) + 0 * w[..., None], (x, w))

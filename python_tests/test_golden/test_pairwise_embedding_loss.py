@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from rowconv_inputs import FLOATS, INF, NAN, assert_near, double
 
+import effops
+
 NORMALIZE = pytest.mark.parametrize("normalize", ["sum_w", "thesis", "none"])
 LABELS = torch.tensor([[3, -1, 0, 3, 3, 7, 0, -5, 7, 7, 3], [1, 1, 1, -1, 1, 0, 0, 0, 0, 0, 2]])
 
@@ -306,3 +308,11 @@ def test_wrong_dtypes(pairwise_embedding_loss, change):
     arguments = {"x": torch.zeros(2, 5, 3), "labels": torch.zeros(2, 5, dtype=torch.int64)} | change
     with pytest.raises(TypeError, match="^pairwise_embedding_loss: expected"):
         pairwise_embedding_loss(**arguments)
+
+
+def test_weights_of_half_precision_under_autocast():
+    x, w = (leaf.detach() for leaf in leaves_of())
+    expected = effops.pairwise_embedding_loss(x.float(), LABELS, 0.3, w.bfloat16().float())
+    with torch.autocast("cpu", torch.bfloat16):
+        found = effops.pairwise_embedding_loss(x.float(), LABELS, 0.3, w.bfloat16())
+    torch.testing.assert_close(found, expected)

@@ -15,7 +15,7 @@ from torch import Tensor
 from effops import mean_shift, mean_shift_cluster, reference
 from effops.demo._memory import extra_bytes
 from effops.demo._section import Result, Row, Section, Settings, Step
-from effops.demo._timing import interleaved_min
+from effops.demo._timing import interleaved_min, one_thread
 from effops.demo.sections._mean_shift_pictures import (
     KAPPA,
     make_pixels,
@@ -66,16 +66,14 @@ def _sklearn(features: Tensor) -> Tensor:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def _alone() -> Iterator[None]:
     """One thread, and numbers too small for the usual format flushed to 0: torch does so per thread."""
-    count = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(False)
-        torch.set_num_threads(count)
+    with one_thread():
+        torch.set_flush_denormal(True)
+        try:
+            yield
+        finally:
+            torch.set_flush_denormal(False)
 
 
 # ------------------------------------------------------------------------------------------ comparisons
@@ -133,7 +131,7 @@ def _time_sklearn(settings: Settings) -> dict[int, float]:
     """Seconds by the number of points, of one run each."""
     _sklearn(_features(settings, _SKLEARN_SIDES[0]))  # loads what is loaded at the first call
     times = {}
-    with _one_thread():
+    with _alone():
         for side in _SKLEARN_SIDES:
             features = _features(settings, side)
             start = time.perf_counter()
@@ -153,7 +151,7 @@ def _memory(settings: Settings) -> tuple[dict[str, int | None], int]:
     }
     if has_sklearn():
         calls["scikit-learn"] = partial(_sklearn, _features(settings, _MEASURED_SIDE))
-    with _one_thread():
+    with _alone():
         return {name: extra_bytes(call, settings.device) for name, call in calls.items()}, len(x)
 
 
@@ -166,7 +164,7 @@ def _error(result: Tensor, exact: Tensor) -> float:
 
 
 def _time(functions: Mapping[str, Callable[[], object]], settings: Settings) -> dict[str, float]:
-    with _one_thread():
+    with _alone():
         return interleaved_min(functions, seconds=settings.seconds / 10, min_rounds=1, device=settings.device)
 
 

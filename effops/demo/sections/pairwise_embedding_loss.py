@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 from effops import pairwise_embedding_loss, reference
 from effops.demo._memory import extra_bytes
 from effops.demo._section import Result, Row, Section, Settings, Step
-from effops.demo._timing import interleaved_min
+from effops.demo._timing import interleaved_min, one_thread
 from effops.demo.sections._pairwise_embedding_loss_net import (
     CHANNELS,
     Scenes,
@@ -93,7 +92,7 @@ def _compare_sizes(
         for name, seconds in _time(_gradient, points, settings).items():
             times[name][count] = seconds
         for name, op in _PROGRAMS.items():
-            with _one_thread():
+            with one_thread():
                 size = extra_bytes(partial(_gradient, op, *points), settings.device)
             if size is not None:
                 memory[name][count] = size
@@ -107,18 +106,8 @@ def _time(
     run: Callable[..., Tensor], points: tuple[Tensor, Tensor], settings: Settings
 ) -> Mapping[str, float]:
     functions = {name: partial(run, op, *points) for name, op in _PROGRAMS.items()}
-    with _one_thread():
+    with one_thread():
         return interleaved_min(functions, seconds=settings.seconds / 10, min_rounds=2, device=settings.device)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    count = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(count)
 
 
 def _error(result: Tensor, exact: Tensor) -> float:
@@ -128,7 +117,8 @@ def _error(result: Tensor, exact: Tensor) -> float:
 def _run(settings: Settings, step: Step) -> Result:
     step("learning")
     unseen = make_scenes(_UNSEEN, 1, settings.device)
-    training = learn(settings.learning_steps, unseen)
+    with one_thread():
+        training = learn(settings.learning_steps, unseen)
     step("groups")
     figures = [picture_embeddings(settings, unseen, training), picture_training(settings, training)]
     step("check and times")
