@@ -148,6 +148,13 @@ def test_vmap_over_single_sets():
     assert_close(losses.mean(), effops.pairwise_embedding_loss(x, labels), 1e-6)
 
 
+def test_half_precision_on_the_meta_device():
+    """Which has no autocast to ask."""
+    x = torch.empty(2, 9, 4, dtype=torch.bfloat16, device="meta")
+    assert effops.mean_shift(x).dtype == torch.bfloat16
+    assert effops.mean_shift_cluster(x).shape == (2, 9)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_seeds_under_autocast(dtype):
     x, seeds, kappa = normal(2, 9, 4), normal(2, 5, 4, seed=1).to(dtype), torch.tensor(5.3)

@@ -26,20 +26,25 @@ def is_half(x: object) -> bool:
     return isinstance(x, Tensor) and x.dtype in HALF_DTYPES
 
 
+def _under_autocast(x: Tensor) -> bool:
+    """Never on the meta device, of which torch would not know."""
+    return x.device.type in ("cpu", "cuda") and torch.is_autocast_enabled(x.device.type)
+
+
 def in_float32(x: Any, *others: Any) -> tuple[Any, ...]:
     """Half-precision points in float32, and so what comes along with them; all else as it is.
 
     Under autocast what comes along may be half precision beside float32 points.
     """
     values = (x, *others)
-    if not is_half(x) and not (isinstance(x, Tensor) and torch.is_autocast_enabled(x.device.type)):
+    if not is_half(x) and not (isinstance(x, Tensor) and _under_autocast(x)):
         return values
     return tuple(value.float() if is_half(value) else value for value in values)
 
 
 def rounded(result: Tensor, x: Tensor) -> Tensor:
     """The float32 result for half-precision points in their dtype; under autocast it stays float32."""
-    keeps = not is_half(x) or torch.is_autocast_enabled(x.device.type)
+    keeps = not is_half(x) or _under_autocast(x)
     return result if keeps else result.to(x.dtype)
 
 
