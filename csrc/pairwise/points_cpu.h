@@ -15,7 +15,6 @@ namespace effops::pairwise {
 template <typename T>
 class Frames {
  public:
-  Frames() : Frames(0, 0, 0) {}
   Frames(int64_t images, int64_t tiles, int64_t rows)
       : tiles_(tiles), size_(rows * kTile), memory_(images * tiles * size_ * int64_t{sizeof(T)}) {}
 
